@@ -1,0 +1,43 @@
+# Six verbs, and a few for special occasions. VENV chooses the virtual environment.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: setup build check format test bench serve parity sanitize avx512
+
+setup: $(BIN)/python  ## a virtual environment with everything but PyTorch
+	$(BIN)/pip install -q -e '.[test,dev]'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+build: setup  ## compile the native core again, warnings as errors
+	$(BIN)/pip install -q --no-build-isolation -C cmake.define.DEEPFAST_WERROR=ON -e .
+
+check: setup  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## let the formatter have its way
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: setup  ## the suite that needs no PyTorch
+	$(BIN)/python -m pytest -q
+
+parity: setup  ## against transformers, on the CPU
+	$(BIN)/pip install -q -e '.[test,parity]'
+	$(BIN)/python -m pytest -q tests/parity
+
+bench: setup  ## prompt and generation speed of the bundled model
+	$(BIN)/deepfast bench
+
+sanitize: setup  ## kernel tests under AddressSanitizer and UBSan
+	bash tests/sanitize.sh $(BIN)/python
+
+avx512: setup  ## kernel tests of the AVX-512 path, emulated where the machine lacks it
+	bash tests/emulate_avx512.sh $(BIN)/python
+
+serve:  ## the server is not written yet; say so instead of pretending
+	@echo "There is no server yet: 'deepfast chat' talks in the terminal." >&2; exit 1

@@ -1,0 +1,170 @@
+"""The ops that a model is made of, as a protocol, and the batch that they run on.
+
+In: a Batch (which tokens of which sequences, where their KV blocks are). Out: token ids.
+Arrays, weights and caches are opaque above this line: only a backend looks inside.
+Does not know: requests, text, phases, files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import KVFormat, WeightFormat
+
+Array = Any  # [N, D] activations of a backend, float32 in the two CPU backends
+Weight = Any  # a packed matrix [M, K] (or experts [E, M, K]) of a backend
+KVCache = Any  # the paged keys and values of all layers of a backend
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass: the new tokens of S sequences, laid end to end (N in all), any number for each.
+
+    Sequence s owns rows starts[s]:starts[s+1]; after the pass its context is context_lens[s] positions, so its
+    first new row has position context_lens[s] - (starts[s+1] - starts[s]). Position p of s lives in block
+    block_tables[s, p // block_size] at offset p % block_size.
+    """
+
+    token_ids: IntArray  # [N]
+    positions: IntArray  # [N]
+    starts: IntArray  # [S + 1]
+    context_lens: IntArray  # [S]
+    block_tables: IntArray  # [S, B]
+    output_rows: IntArray  # [L] rows whose logits are wanted
+
+    @classmethod
+    def build(cls, chunks: Sequence[tuple[Sequence[int], int, Sequence[int]]], outputs: Sequence[bool]) -> Batch:
+        """From plain lists: per sequence (new token ids, positions computed before, block ids), and whether the
+        logits of its last row are wanted."""
+        counts = [len(ids) for ids, _, _ in chunks]
+        starts = np.zeros(len(chunks) + 1, np.int32)
+        np.cumsum(counts, out=starts[1:])
+        tables = np.zeros((len(chunks), max(len(blocks) for _, _, blocks in chunks)), np.int32)
+        for row, (_, _, blocks) in zip(tables, chunks, strict=True):
+            row[: len(blocks)] = blocks
+        return cls(
+            token_ids=np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in chunks]),
+            positions=np.concatenate([np.arange(c, c + len(ids), dtype=np.int32) for ids, c, _ in chunks]),
+            starts=starts,
+            context_lens=np.asarray([computed + len(ids) for ids, computed, _ in chunks], np.int32),
+            block_tables=tables,
+            output_rows=np.asarray([starts[i + 1] - 1 for i, wanted in enumerate(outputs) if wanted], np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleArgs:
+    """How one row of logits becomes one token. Order of work: bans and logit_bias, penalties, temperature,
+    top_k, top_p, min_p, then the inverse of the cumulative distribution at `uniform`.
+
+    temperature 0: the largest logit (lowest id on a tie), after bias and penalties. `uniform` is in [0, 1).
+    top_k 0, top_p 1 and min_p 0 are off. Kept tokens are laid out by descending probability, ties by id:
+    the token is the first whose cumulative probability exceeds `uniform`.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    uniform: float
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    banned_ids: Sequence[int] = ()
+    prompt_ids: Sequence[int] = ()  # counted by repetition_penalty only
+    output_ids: Sequence[int] = ()  # counted by all three penalties
+
+
+class Backend(Protocol):
+    """A dozen ops. N rows of tokens, D hidden, H query heads, G KV heads, C head_dim, M x K a matrix.
+
+    `linear` weights have M rows of K inputs, as in a checkpoint. All activations in and out are float32 in
+    meaning. No op keeps state but the KV cache that it is handed.
+    """
+
+    def vector(self, values: FloatArray) -> Array:
+        """A norm weight or a bias, [D]."""
+        ...
+
+    def pack(self, parts: Sequence[Any], format: WeightFormat) -> Weight:
+        """Stack matrices [M_i, K] along M and pack them in `format`.
+
+        Each part is a `model.weights.Matrix`: `.shape`, and `.rows(first, last) -> float32 [last - first, K]`; a part
+        that is already q8 also has `.quantised()` -> (int8 [M, K], float16 [M, K / 32]) or None, kept without loss.
+        """
+        ...
+
+    def pack_experts(self, experts: Sequence[Sequence[Any]], format: WeightFormat) -> Weight:
+        """E matrices of equal shape, each the stack of its parts: [E, M, K]."""
+        ...
+
+    def new_cache(self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat) -> KVCache:
+        """An empty paged KV cache of `blocks` blocks of config.BLOCK_SIZE positions for each layer."""
+        ...
+
+    def embed(self, token_ids: IntArray, table: Weight) -> Array:
+        """[N], [V, D] -> [N, D]"""
+        ...
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """[N, D], [D] -> [N, D]; x / sqrt(mean(x^2) + eps) * weight."""
+        ...
+
+    def linear(self, x: Array, w: Weight, bias: Array | None = None) -> Array:
+        """[N, K], [M, K], [M] -> [N, M]"""
+        ...
+
+    def add(self, x: Array, y: Array) -> Array:
+        """x + y, [N, D]; may reuse the storage of x."""
+        ...
+
+    def store_kv(
+        self,
+        qkv: Array,
+        norms: tuple[Array, Array] | None,
+        rope: Array,
+        eps: float,
+        cache: KVCache,
+        layer: int,
+        batch: Batch,
+    ) -> Array:
+        """Split qkv [N, (H + 2G) C] into heads, RMS-normalise each q and k head (when `norms` = (q, k) weights [C]
+        are given), rotate q and k by position (`rope` from rope_table), write k and v to the cache, and return the
+        queries [N, H C] (not yet scaled by C^-0.5)."""
+        ...
+
+    def rope_table(self, inverse_frequencies: Sequence[float], scale: float, positions: int) -> Array:
+        """cos and sin times `scale` of every position, float32 [positions, 2, C / 2], angles in float32."""
+        ...
+
+    def attention(self, q: Array, cache: KVCache, layer: int, batch: Batch) -> Array:
+        """Causal attention of the new rows over their sequence's whole context, [N, H C] -> [N, H C]."""
+        ...
+
+    def swiglu(self, gate_up: Array) -> Array:
+        """[N, 2F] (gate first) -> silu(gate) * up [N, F]"""
+        ...
+
+    def moe(self, x: Array, router: Array, gate_up: Weight, down: Weight, top_k: int, normalise: bool) -> Array:
+        """[N, D], router logits [N, E], [E, 2F, D], [E, D, F] -> [N, D]; softmax over all E, then top_k (FACTS 2.2)."""
+        ...
+
+    def take(self, x: Array, rows: IntArray) -> Array:
+        """Rows of x: [N, D], [L] -> [L, D]"""
+        ...
+
+    def sample(self, logits: Array, args: Sequence[SampleArgs], num_valid: int) -> list[int]:
+        """[L, V] -> L token ids below num_valid. Raises EngineError when a row holds NaN."""
+        ...
+
+    def to_numpy(self, x: Array) -> FloatArray:
+        """For tests and inspection: [N, D] float32."""
+        ...

@@ -1,0 +1,269 @@
+"""Every default and every environment variable has its one home here.
+
+In: the `config.json` of a checkpoint as a dict, numbers of the machine. Out: frozen ModelConfig, EngineConfig and
+sampling defaults. Does not know: files, weights, tokens' texts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from .types import ModelError, SamplingParams, UsageError
+
+# Environment variables that we read, and nothing else:
+ENV_MODEL = "DEEPFAST_MODEL"  # the model when none is named
+ENV_THREADS = "DEEPFAST_THREADS"  # worker threads of the native core
+ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by the native core)
+
+WeightFormat = Literal["f32", "bf16", "q8", "q4"]
+KVFormat = Literal["f32", "f16"]
+
+ANSWER_RESERVE = 256  # tokens kept free for the answer, at most a quarter of what the request may generate
+BLOCK_SIZE = 16  # KV positions per block: the lanes of one vector register
+GROUP_SIZE = 32  # weights that share a scale in q4 and q8
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """Qwen's recommendation for one mode (FACTS: model cards of Qwen3)."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+
+
+THINK_DEFAULTS = SamplingDefaults(temperature=0.6, top_p=0.95, top_k=20)
+NO_THINK_DEFAULTS = SamplingDefaults(temperature=0.7, top_p=0.8, top_k=20)
+
+
+def resolve_sampling(params: SamplingParams, *, thinking: bool) -> SamplingParams:
+    """Fill the open fields of `params` with the defaults of the mode in force."""
+    defaults = THINK_DEFAULTS if thinking else NO_THINK_DEFAULTS
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty")
+    return replace(params, **{n: getattr(defaults, n) for n in names if getattr(params, n) is None})
+
+
+@dataclass(frozen=True, slots=True)
+class Yarn:
+    """YaRN context extension (arXiv 2309.00071), static as in the open frameworks."""
+
+    factor: float
+    original_max_position: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shapes and constants of one decoder. Names follow HF `config.json`."""
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    rms_norm_eps: float
+    rope_theta: float
+    yarn: Yarn | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool = False
+    num_experts: int = 0
+    num_experts_per_token: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = False
+    sparse_layers: frozenset[int] = frozenset()
+    eos_ids: tuple[int, ...] = ()
+    weight_bits: int = 0  # 8 when the checkpoint itself is quantised in our format, 0 otherwise
+
+    def inverse_frequencies(self) -> list[float]:
+        """RoPE angle per position for each pair of dimensions, [head_dim / 2] (with YaRN: FACTS 2.3)."""
+        half = self.head_dim // 2
+        plain = [self.rope_theta ** (-2.0 * j / self.head_dim) for j in range(half)]
+        if self.yarn is None:
+            return plain
+        y, d = self.yarn, self.head_dim
+
+        def turning(rotations: float) -> float:
+            top = d * math.log(y.original_max_position / (rotations * 2 * math.pi))
+            return top / (2 * math.log(self.rope_theta))
+
+        low = max(math.floor(turning(y.beta_fast)), 0)
+        high = min(math.ceil(turning(y.beta_slow)), d - 1)
+        span = (high - low) or 0.001
+        ramp = [min(max((j - low) / span, 0.0), 1.0) for j in range(half)]
+        return [f / y.factor * r + f * (1 - r) for f, r in zip(plain, ramp, strict=True)]
+
+    @property
+    def rope_scale(self) -> float:
+        """Multiplies both cos and sin: 1 without YaRN, 0.1 ln(factor) + 1 with it."""
+        if self.yarn is None:
+            return 1.0
+        if self.yarn.attention_factor is not None:
+            return self.yarn.attention_factor
+        return 0.1 * math.log(self.yarn.factor) + 1.0 if self.yarn.factor > 1 else 1.0
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Read an HF `config.json`. Raises ModelError naming the key, its value and what we can run."""
+        return _read_hf(raw)
+
+
+# architecture -> (q/k/v bias, qk-norm, mixture of experts); the decoder is one file for all of them
+ARCHITECTURES: dict[str, tuple[bool, bool, bool]] = {
+    "Qwen3ForCausalLM": (False, True, False),
+    "Qwen3MoeForCausalLM": (False, True, True),
+    "Qwen2ForCausalLM": (True, False, False),
+    "LlamaForCausalLM": (False, False, False),
+}
+
+
+def _number(raw: Mapping[str, Any], key: str, kind: type[int] | type[float], low: float, high: float) -> Any:
+    value = raw.get(key)
+    good = isinstance(value, int) if kind is int else isinstance(value, int | float)
+    if isinstance(value, bool) or not good or not low <= value <= high:  # type: ignore[operator]
+        raise ModelError(f"config.json: {key} is {value!r}; expected a number from {low:g} to {high:g}.")
+    return kind(value)  # type: ignore[arg-type]
+
+
+def _rope(raw: Mapping[str, Any]) -> tuple[float, Yarn | None]:
+    """theta and YaRN, from the old keys (rope_theta, rope_scaling) or the new one (rope_parameters)."""
+    params = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = params.get("rope_theta", raw.get("rope_theta", 10000.0))
+    kind = params.get("rope_type", params.get("type", "default"))
+    if kind == "default":
+        return float(theta), None
+    if kind != "yarn":
+        raise ModelError(f"config.json: rope_type {kind!r} is not supported; expected 'default' or 'yarn'.")
+    original = params.get("original_max_position_embeddings") or raw.get("max_position_embeddings")
+    return float(theta), Yarn(
+        factor=_number(params, "factor", float, 1.0, 1000.0),
+        original_max_position=int(original or 0),
+        beta_fast=float(params.get("beta_fast") or 32.0),
+        beta_slow=float(params.get("beta_slow") or 1.0),
+        attention_factor=params.get("attention_factor"),
+    )
+
+
+def _weight_bits(raw: Mapping[str, Any]) -> int:
+    """8 for a checkpoint in our own q8 format, 0 for a plain one; anything else is refused by name."""
+    quant = raw.get("quantization_config") or {}
+    method, bits, group = (quant.get(k) for k in ("quant_method", "bits", "group_size"))
+    if quant and (method != "deepfast" or bits != 8 or group != GROUP_SIZE):
+        raise ModelError(
+            f"config.json: quantization {method!r} with {bits} bits in groups of {group} is not supported; "
+            f"expected no quantization_config, or 'deepfast' with 8 bits in groups of {GROUP_SIZE}."
+        )
+    return 8 if quant else 0
+
+
+def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    names = raw.get("architectures") or []
+    name = str(names[0]) if isinstance(names, list) and names else repr(raw.get("model_type"))
+    if name not in ARCHITECTURES:
+        raise ModelError(f"architecture {name} is unknown; expected one of {', '.join(ARCHITECTURES)}.")
+    bias, qk_norm, moe = ARCHITECTURES[name]
+    big = 2**31 - 1
+    heads = _number(raw, "num_attention_heads", int, 1, 4096)
+    hidden = _number(raw, "hidden_size", int, 1, 2**20)
+    layers = _number(raw, "num_hidden_layers", int, 1, 4096)
+    kv_heads = _number({"num_key_value_heads": heads} | dict(raw), "num_key_value_heads", int, 1, heads)
+    head_dim = _number({**raw, "head_dim": raw.get("head_dim") or hidden // heads}, "head_dim", int, 2, 1024)
+    if heads % kv_heads or head_dim % 2:
+        raise ModelError(
+            f"config.json: {heads} heads over {kv_heads} KV heads of {head_dim}; expected whole groups of even size."
+        )
+    if raw.get("use_sliding_window") or (name == "LlamaForCausalLM" and raw.get("sliding_window")):
+        raise ModelError("config.json: sliding-window attention is not supported; expected use_sliding_window false.")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ModelError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; expected 'silu'.")
+    theta, yarn = _rope(raw)
+    experts = _number(raw, "num_experts", int, 1, 4096) if moe else 0
+    step, dense = raw.get("decoder_sparse_step", 1), set(raw.get("mlp_only_layers") or [])
+    sparse = [i for i in range(layers) if moe and i not in dense and (i + 1) % step == 0]
+    attention_bias = bool(raw.get("attention_bias", False))
+    eos = raw.get("eos_token_id")
+    return ModelConfig(
+        architecture=name,
+        num_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=_number(raw, "intermediate_size", int, 1, 2**20),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=_number(raw, "vocab_size", int, 1, 2**24),
+        max_positions=_number(raw, "max_position_embeddings", int, 1, big),
+        rms_norm_eps=_number(raw, "rms_norm_eps", float, 0.0, 1.0),
+        rope_theta=theta,
+        yarn=yarn,
+        qkv_bias=bias or attention_bias,
+        output_bias=attention_bias and name != "Qwen2ForCausalLM",
+        mlp_bias=bool(raw.get("mlp_bias", False)) and name == "LlamaForCausalLM",
+        qk_norm=qk_norm,
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        num_experts=experts,
+        num_experts_per_token=_number(raw, "num_experts_per_tok", int, 1, experts) if moe else 0,
+        moe_intermediate_size=_number(raw, "moe_intermediate_size", int, 1, 2**20) if moe else 0,
+        norm_topk_prob=bool(raw.get("norm_topk_prob", False)),
+        sparse_layers=frozenset(sparse),
+        eos_ids=tuple(eos) if isinstance(eos, list) else (eos,) if isinstance(eos, int) else (),
+        weight_bits=_weight_bits(raw),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the engine runs a model. `None` is filled by `resolve` from the model and the machine.
+
+    max_context: positions one sequence may have. max_kv_tokens: positions of the whole KV cache.
+    """
+
+    backend: Literal["cpu", "reference"] = "cpu"
+    kv: KVFormat = "f16"
+    max_context: int | None = None
+    max_kv_tokens: int | None = None
+    max_batch_tokens: int = 512
+    max_running: int = 16
+    threads: int | None = None
+
+    def resolve(self, model: ModelConfig, free_bytes: int, cpus: int) -> EngineConfig:
+        """The same configuration with every None filled.
+
+        The context is the model's own (or the one asked for); the cache holds one full context, or up to four of
+        them where a quarter of the free memory allows. Raises UsageError when a number makes no sense.
+        """
+        context = self.max_context or model.max_positions
+        if context > model.max_positions:
+            raise UsageError(
+                f"max_context={context} is beyond the model's {model.max_positions} positions. Ask for at most that."
+            )
+        per_token = kv_bytes_per_token(model, self.kv)
+        affordable = max(free_bytes // 4 // per_token, 4 * BLOCK_SIZE)
+        if self.max_kv_tokens is None and self.max_context is None:
+            context = min(context, affordable // BLOCK_SIZE * BLOCK_SIZE)
+        kv_tokens = self.max_kv_tokens or max(context, min(4 * context, affordable))
+        for name, value in (("max_batch_tokens", self.max_batch_tokens), ("max_running", self.max_running)):
+            if value < 1:
+                raise UsageError(f"{name}={value} is below 1. Give a positive number.")
+        threads = self.threads or int(os.environ.get(ENV_THREADS) or cpus)
+        if threads < 1:
+            raise UsageError(f"threads={threads} is below 1. Give a positive number, or leave it out.")
+        return replace(self, max_context=context, max_kv_tokens=kv_tokens, threads=threads)
+
+
+def kv_bytes_per_token(model: ModelConfig, kv: KVFormat) -> int:
+    """Bytes of keys and values that one position takes over all layers."""
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * {"f32": 4, "f16": 2}[kv]
