@@ -15,6 +15,7 @@ Mode = Literal["on", "off", "auto"]
 FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 ThinkingStop = Literal["natural", "budget", "loop", "user", "none"]
 DeltaKind = Literal["reasoning", "content", "tool_call"]
+ModelKind = Literal["hybrid", "think", "no_think"]  # does it think: as asked, always, never
 
 
 class DeepfastError(Exception):

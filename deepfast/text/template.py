@@ -1,0 +1,268 @@
+"""Messages -> prompt: renders the model's own chat template as Hugging Face does, and encodes the result.
+
+In: a model directory, messages, tool schemas, enable_thinking. Out: the prompt as text or ids; its modes.
+What users, tools and earlier answers said is guarded before rendering: literal control text in it stays text.
+An assistant message without `reasoning` that holds raw output ("<think>...</think>answer") is split first, as
+the official templates split it; a template that knows no thoughts gets it verbatim, as text.
+Does not know: phases, sampling, how the answer is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..types import Message, ModelError, ModelKind, ToolCall, UsageError
+from .tokenizer import Tokenizer
+
+Tools = Sequence[Mapping[str, Any]]
+OPEN, CLOSE = "<think>", "</think>"
+
+
+class Modes(NamedTuple):
+    """kind: whether the model thinks. opens: the plain prompt already ends inside a thought."""
+
+    kind: ModelKind
+    opens: bool
+
+
+class ChatTemplate:
+    """The templates of one model ("default", perhaps "tool_use") and its tokenizer."""
+
+    def __init__(self, sources: Mapping[str, str], tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._sources = dict(sources)
+        environment = _environment()
+        try:
+            self._templates = {name: environment.from_string(text) for name, text in sources.items()}
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the chat template is no valid Jinja: {_one_line(error)}.") from error
+        self._reads_reasoning = any("reasoning_content" in text for text in sources.values())
+        self._knows_thoughts = any(CLOSE in text for text in sources.values())
+        self.modes = self._probe()
+
+    @classmethod
+    def from_dir(cls, path: Path, tokenizer: Tokenizer) -> ChatTemplate:
+        """Read chat_template.jinja, or "chat_template" in tokenizer_config.json; ModelError if none."""
+        sources = _sources(path)
+        if "default" not in sources:
+            raise ModelError(
+                f"{path} has no chat template. Put one in chat_template.jinja, or use generate() on ids."
+            )
+        return cls(sources, tokenizer)
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Does this model directory hold a chat template?"""
+        return "default" in _sources(path)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Tools | None = None,
+        enable_thinking: bool | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt for people. Raises UsageError where the template refuses the conversation."""
+        text, marker = self._render(messages, tools, enable_thinking, add_generation_prompt)
+        return text.replace(marker, "")
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Tools | None = None,
+        enable_thinking: bool | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The prompt for the model. Only the template's own control tokens become control ids."""
+        text, marker = self._render(messages, tools, enable_thinking, add_generation_prompt)
+        return self._tokenizer.encode(text, control=True, marker=marker)
+
+    def _render(
+        self, messages: Sequence[Message], tools: Tools | None, enable_thinking: bool | None, generate: bool
+    ) -> tuple[str, str]:
+        if not messages:
+            raise UsageError("there are no messages. Send at least one user message.")
+        turns = [self._turn(message) for message in messages]
+        schemas = [dict(tool) for tool in tools] if tools else None
+        marker = _unused_marker([turns, schemas])
+        variables: dict[str, Any] = {
+            "messages": [self._guard_turn(turn, marker) for turn in turns],
+            "tools": self._guard(schemas, marker),
+            "documents": None,
+            "add_generation_prompt": generate,
+            "marker": marker,
+        }
+        if enable_thinking is not None:
+            variables["enable_thinking"] = enable_thinking
+        name = "tool_use" if tools and "tool_use" in self._templates else "default"
+        try:
+            return self._templates[name].render(self._tokenizer.specials | variables), marker
+        except _RefusedError as error:
+            raise UsageError(f"the chat template refuses this conversation: {_one_line(error)}.") from error
+        except Exception as error:
+            raise ModelError(f"the chat template failed: {_one_line(error)}.") from error
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        """A message as templates read it, with raw output split into reasoning and content."""
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning is not None:
+            turn["reasoning_content"] = message.reasoning
+        elif message.role == "assistant" and self._reads_reasoning and CLOSE in (message.content or ""):
+            turn["reasoning_content"], turn["content"] = split_thought(message.content or "")
+        if message.tool_calls:
+            turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+        return turn
+
+    def _guard_turn(self, turn: dict[str, Any], marker: str) -> dict[str, Any]:
+        guarded = {key: self._guard(value, marker) for key, value in turn.items() if key != "role"}
+        if turn["role"] == "assistant" and self._knows_thoughts and not self._reads_reasoning:
+            # Such a template (QwQ) finds the thought in the content by its tags: they are its own.
+            content = guarded["content"] or ""
+            for tag in (OPEN, CLOSE):
+                content = content.replace(self._tokenizer.guard(tag, marker), tag)
+            guarded["content"] = content if turn["content"] is not None else None
+        return {"role": turn["role"], **guarded}
+
+    def _guard(self, value: Any, marker: str) -> Any:
+        """A copy of `value` with the marker inside every control token's text, however deep."""
+        if isinstance(value, str):
+            return self._tokenizer.guard(value, marker)
+        if isinstance(value, Mapping):
+            return {self._guard(key, marker): self._guard(item, marker) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._guard(item, marker) for item in value]
+        return value
+
+    def _probe(self) -> Modes:
+        """Find the kind by rendering: does the switch matter, is a thought open, do old thoughts go?"""
+        opening, closing = self._tokenizer.control_id(OPEN), self._tokenizer.control_id(CLOSE)
+        if opening is None or closing is None:
+            return Modes("no_think", opens=False)
+        question = [Message("user", "q")]
+        ends = []
+        for wish in (None, True, False):
+            ids = self.encode(question, enable_thinking=wish)
+            ends.append(next((token for token in reversed(ids) if token in (opening, closing)), None))
+        default, on, off = ends
+        if on != off:
+            return Modes("hybrid", opens=default == opening)
+        if on is not None:
+            return Modes("think" if on == opening else "no_think", opens=on == opening)
+        history = [*question, Message("assistant", f"{OPEN}\nzq\n{CLOSE}\n\na"), *question]
+        drops = self._knows_thoughts and "zq" not in self.render(history)
+        return Modes("think" if drops else "no_think", opens=False)
+
+
+def split_thought(content: str) -> tuple[str, str]:
+    """Raw output -> (reasoning, content), by the rule of the official templates."""
+    reasoning = content.split(CLOSE)[0].rstrip("\n").split(OPEN)[-1].lstrip("\n")
+    return reasoning, content.split(CLOSE)[-1].lstrip("\n")
+
+
+class _RefusedError(jinja2.TemplateError):
+    """A template called raise_exception."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what to train on; for a prompt it changes nothing."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """The statements between the tags, as they are."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> jinja2.Environment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+@jinja2.pass_context
+def _tojson(
+    context: jinja2.runtime.Context,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as Hugging Face's templates expect it: no HTML escapes, key order kept, non-ASCII raw."""
+    text = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    marker = context.get("marker")
+    return text.replace(json.dumps(marker)[1:-1], marker) if ensure_ascii and marker else text
+
+
+def _refuse(message: str) -> NoReturn:
+    raise _RefusedError(message)
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """A call in the OpenAI shape; arguments that are a JSON object go in parsed, others as they are."""
+    try:
+        parsed = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        parsed = None
+    arguments = parsed if isinstance(parsed, dict) else call.arguments
+    return {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _sources(path: Path) -> dict[str, str]:
+    """Name -> template text; a file of its own goes before the one in tokenizer_config.json."""
+    file, config_file = path / "chat_template.jinja", path / "tokenizer_config.json"
+    try:
+        if file.is_file():
+            return {"default": file.read_text(encoding="utf-8")}
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the chat template in {path} can not be read: {_one_line(error)}.") from error
+    return _named(config.get("chat_template") if isinstance(config, dict) else None)
+
+
+def _named(value: Any) -> dict[str, str]:
+    """The templates in tokenizer_config.json: one string, or a list of {"name", "template"}."""
+    if isinstance(value, str):
+        return {"default": value}
+    items = value if isinstance(value, list) else []
+    return {str(item["name"]): str(item["template"]) for item in items if isinstance(item, dict)}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _unused_marker(values: Any) -> str:
+    """A character (noncharacters first) that occurs nowhere in `values`, neither raw nor as a JSON escape."""
+    text = "\n".join(_strings(values))
+    candidates = (chr(code) for span in (range(0xFDD0, 0xFDF0), range(0xF0000, 0x10FFFE)) for code in span)
+    return next(c for c in candidates if c not in text and json.dumps(c)[1:-1] not in text)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
