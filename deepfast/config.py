@@ -1,7 +1,7 @@
 """Every default and every environment variable has its one home here.
 
-In: the `config.json` of a checkpoint as a dict, numbers of the machine. Out: frozen ModelConfig, EngineConfig and
-sampling defaults. Does not know: files, weights, tokens' texts.
+In: the `config.json` of a checkpoint as a dict, numbers of the machine. Out: frozen ModelConfig, EngineConfig
+and sampling defaults. Does not know: files, weights, tokens' texts.
 """
 
 from __future__ import annotations
@@ -141,26 +141,44 @@ def _number(raw: Mapping[str, Any], key: str, kind: type[int] | type[float], low
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, Yarn | None]:
     """theta and YaRN, from the old keys (rope_theta, rope_scaling) or the new one (rope_parameters)."""
-    params = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = params.get("rope_theta", raw.get("rope_theta", 10000.0))
+    params = _table(raw, "rope_parameters") or _table(raw, "rope_scaling")
+    if params.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ModelError("config.json: partial_rotary_factor is not supported; expected 1 or no such key.")
+    theta = _number({"rope_theta": 10000.0, **raw, **params}, "rope_theta", float, 1.0, 1e12)
     kind = params.get("rope_type", params.get("type", "default"))
     if kind == "default":
-        return float(theta), None
+        return theta, None
     if kind != "yarn":
         raise ModelError(f"config.json: rope_type {kind!r} is not supported; expected 'default' or 'yarn'.")
-    original = params.get("original_max_position_embeddings") or raw.get("max_position_embeddings")
-    return float(theta), Yarn(
-        factor=_number(params, "factor", float, 1.0, 1000.0),
-        original_max_position=int(original or 0),
-        beta_fast=float(params.get("beta_fast") or 32.0),
-        beta_slow=float(params.get("beta_slow") or 1.0),
-        attention_factor=params.get("attention_factor"),
+    for key, plain in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
+        if params.get(key, plain) != plain:
+            raise ModelError(
+                f"config.json: YaRN with {key}={params[key]!r} is not supported; leave the key out."
+            )
+    defaults = {"original_max_position_embeddings": raw.get("max_position_embeddings")}
+    known = {"beta_fast": 32.0, "beta_slow": 1.0, **defaults}
+    known |= {key: value for key, value in params.items() if value is not None}
+    scale = _number(known, "attention_factor", float, 0.0, 1000.0) if "attention_factor" in known else None
+    return theta, Yarn(
+        factor=_number(known, "factor", float, 1.0, 1000.0),
+        original_max_position=_number(known, "original_max_position_embeddings", int, 1, 2**31 - 1),
+        beta_fast=_number(known, "beta_fast", float, 1e-3, 1e6),
+        beta_slow=_number(known, "beta_slow", float, 1e-3, 1e6),
+        attention_factor=scale,
     )
+
+
+def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A nested object of config.json, empty when it is absent or null."""
+    value = raw.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ModelError(f"config.json: {key} is {value!r}; expected an object or null.")
+    return value
 
 
 def _weight_bits(raw: Mapping[str, Any]) -> int:
     """8 for a checkpoint in our own q8 format, 0 for a plain one; anything else is refused by name."""
-    quant = raw.get("quantization_config") or {}
+    quant = _table(raw, "quantization_config")
     method, bits, group = (quant.get(k) for k in ("quant_method", "bits", "group_size"))
     if quant and (method != "deepfast" or bits != 8 or group != GROUP_SIZE):
         raise ModelError(
@@ -181,18 +199,25 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
     hidden = _number(raw, "hidden_size", int, 1, 2**20)
     layers = _number(raw, "num_hidden_layers", int, 1, 4096)
     kv_heads = _number({"num_key_value_heads": heads} | dict(raw), "num_key_value_heads", int, 1, heads)
-    head_dim = _number({**raw, "head_dim": raw.get("head_dim") or hidden // heads}, "head_dim", int, 2, 1024)
+    usual = 128 if name == "Qwen3ForCausalLM" else hidden // heads
+    head_dim = _number({**raw, "head_dim": raw.get("head_dim") or usual}, "head_dim", int, 2, 1024)
     if heads % kv_heads or head_dim % 2:
         raise ModelError(
-            f"config.json: {heads} heads over {kv_heads} KV heads of {head_dim}; expected whole groups of even size."
+            f"config.json: {heads} heads over {kv_heads} KV heads of {head_dim}; "
+            "expected whole groups and an even head_dim."
         )
     if raw.get("use_sliding_window") or (name == "LlamaForCausalLM" and raw.get("sliding_window")):
-        raise ModelError("config.json: sliding-window attention is not supported; expected use_sliding_window false.")
+        raise ModelError(
+            "config.json: sliding-window attention is not supported; expected use_sliding_window false."
+        )
     if raw.get("hidden_act", "silu") != "silu":
         raise ModelError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; expected 'silu'.")
     theta, yarn = _rope(raw)
     experts = _number(raw, "num_experts", int, 1, 4096) if moe else 0
-    step, dense = raw.get("decoder_sparse_step", 1), set(raw.get("mlp_only_layers") or [])
+    step = _number({"decoder_sparse_step": 1, **raw}, "decoder_sparse_step", int, 1, big) if moe else 1
+    dense = raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ModelError(f"config.json: mlp_only_layers is {dense!r}; expected a list of layer numbers.")
     sparse = [i for i in range(layers) if moe and i not in dense and (i + 1) % step == 0]
     attention_bias = bool(raw.get("attention_bias", False))
     eos = raw.get("eos_token_id")
@@ -219,7 +244,7 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
         moe_intermediate_size=_number(raw, "moe_intermediate_size", int, 1, 2**20) if moe else 0,
         norm_topk_prob=bool(raw.get("norm_topk_prob", False)),
         sparse_layers=frozenset(sparse),
-        eos_ids=tuple(eos) if isinstance(eos, list) else (eos,) if isinstance(eos, int) else (),
+        eos_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int),
         weight_bits=_weight_bits(raw),
     )
 
@@ -242,13 +267,14 @@ class EngineConfig:
     def resolve(self, model: ModelConfig, free_bytes: int, cpus: int) -> EngineConfig:
         """The same configuration with every None filled.
 
-        The context is the model's own (or the one asked for); the cache holds one full context, or up to four of
-        them where a quarter of the free memory allows. Raises UsageError when a number makes no sense.
+        The context is the model's own (or the one asked for); the cache holds one full context, or up to four
+        of them where a quarter of the free memory allows. Raises UsageError when a number makes no sense.
         """
         context = self.max_context or model.max_positions
         if context > model.max_positions:
             raise UsageError(
-                f"max_context={context} is beyond the model's {model.max_positions} positions. Ask for at most that."
+                f"max_context={context} is beyond the model's {model.max_positions} positions. "
+                "Ask for at most that."
             )
         per_token = kv_bytes_per_token(model, self.kv)
         affordable = max(free_bytes // 4 // per_token, 4 * BLOCK_SIZE)
