@@ -15,7 +15,7 @@ MAY_IMPORT = {  # unit -> the other units it may import; cli and __init__ wire t
     "types": set(),
     "config": {"types"},
     "text": {"types"},
-    "thinking": {"types"},
+    "thinking": {"types", "config"},
     "client": {"types"},
     "agent": {"types"},
     "backend": {"types", "config"},

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from ..backend.base import Backend
 from ..backend.cpu import CpuBackend, available_cpus, free_memory
 from ..backend.reference import ReferenceBackend
-from ..config import ANSWER_RESERVE, BLOCK_SIZE, EngineConfig, resolve_sampling
+from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
 from ..model import hub
 from ..model.decoder import Decoder
 from ..model.weights import Checkpoint
@@ -29,7 +29,7 @@ from ..text.template import ChatTemplate
 from ..text.tokenizer import Tokenizer
 from ..thinking.budget import CLOSE, STOP_SENTENCE, Budget
 from ..thinking.controls import resolve as resolve_thinking
-from ..thinking.phases import ControlIds, PhaseMachine
+from ..thinking.phases import ControlIds, Phase, PhaseMachine
 from ..types import (
     Completion,
     ContextError,
@@ -87,9 +87,9 @@ class LLM:
         self.max_context: int = settings.max_context
         self._ids = _control_ids(self.tokenizer, checkpoint.eos_ids)
         self._text_ids = {t: tuple(self.tokenizer.encode(t, control=True)) for t in ("<think>\n", CLOSE, STOP_SENTENCE)}
-        self._engine = Engine(Scheduler(pool, settings.max_batch_tokens, settings.max_running), runner)
-        self._engine.start()
-        self.close = weakref.finalize(self, self._engine.close)
+        self.engine = Engine(Scheduler(pool, settings.max_batch_tokens, settings.max_running), runner)
+        self.engine.start()
+        self.close = weakref.finalize(self, self.engine.close)
         self.load_seconds = time.monotonic() - began
 
     def _load_template(self, path: Path) -> ChatTemplate:
@@ -129,7 +129,7 @@ class LLM:
         tools: Tools | None = None,
     ) -> ChatStream:
         """Answer piece by piece: iterate over the Deltas; `.completion` holds the whole afterwards."""
-        stream = ChatStream(self._engine)
+        stream = ChatStream(self)
         stream.start(self.sequence(messages, params, thinking, tools, stream.emit))
         return stream
 
@@ -144,7 +144,7 @@ class LLM:
             if not prompt or bad:
                 what = f"holds id {bad[0]}" if bad else "is empty"
                 raise UsageError(f"prompt {number} {what}. Give ids from 0 to {self.config.vocab_size - 1}.")
-            stream = ChatStream(self._engine)
+            stream = ChatStream(self)
             machine = PhaseMachine(self._ids, prompt)
             resolved = resolve_sampling(wanted, thinking=True)
             sequences.append((stream, self._sequence(list(prompt), resolved, Thinking(), machine, None, stream.emit)))
@@ -162,19 +162,16 @@ class LLM:
     ) -> Sequence:
         """Render, encode and check a request. Raises UsageError (ControlError, ContextError) if it cannot run."""
         turns, asked = as_messages(messages), thinking or Thinking()
-        plan = resolve_thinking(asked, self.template.modes, turns)
+        plan = resolve_thinking(asked, self.template.modes.kind, turns)
         prompt = self.template.encode(turns, tools=tools, enable_thinking=plan.enable_thinking)
-        if plan.open_thought:
+        if plan.open_thought and PhaseMachine(self._ids, prompt).phase is not Phase.THINK:
             prompt += self._text_ids["<think>\n"]
         resolved = resolve_sampling(params or SamplingParams(), thinking=plan.thinks)
         max_new = self._max_new(len(prompt), resolved.max_tokens)
         budget = None
         if plan.thinks or asked.budget is not None:
             stop, close = self._text_ids[STOP_SENTENCE], self._text_ids[CLOSE]
-            reserve = asked.answer_reserve
-            if reserve is None:
-                reserve = max(min(ANSWER_RESERVE, max_new // 4), 1)
-            budget = Budget(asked.budget, max_new, reserve, stop, close)
+            budget = Budget(asked.budget, max_new, asked.answer_reserve, stop, close)
         machine = PhaseMachine(self._ids, prompt)
         return self._sequence(prompt, resolved, asked, machine, budget, emit)
 
@@ -218,8 +215,8 @@ class LLM:
 class ChatStream:
     """Iterate over the Deltas of one request; leave early (or `cancel`) and the request is aborted."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm  # the model stays loaded as long as somebody reads from it
         self._deltas: queue.SimpleQueue[Delta | None] = queue.SimpleQueue()
         self._seq: Sequence | None = None
         self._ended = False
@@ -227,7 +224,7 @@ class ChatStream:
 
     def start(self, seq: Sequence) -> None:
         """Hand the request to the engine. Raises ContextError when it can never fit."""
-        self._engine.submit(seq)
+        self._llm.engine.submit(seq)
         self._seq = seq
 
     def __iter__(self) -> Iterator[Delta]:
@@ -259,7 +256,7 @@ class ChatStream:
     def cancel(self) -> None:
         """Abort the request; iteration ends after what was already produced."""
         if self._seq is not None:
-            self._engine.cancel(self._seq)
+            self._llm.engine.cancel(self._seq)
 
     def __enter__(self) -> ChatStream:
         """`with llm.stream(...) as stream:` aborts the request when the block is left early."""
@@ -324,14 +321,14 @@ class AsyncLLM:
                 pass
 
         seq = self.llm.sequence(messages, params, thinking, tools, emit)
-        self.llm._engine.submit(seq)
+        self.llm.engine.submit(seq)
         try:
             while (delta := await deltas.get()) is not None:
                 yield delta
             _raise_if_failed(seq)
             yield seq.completion()
         finally:
-            self.llm._engine.cancel(seq)
+            self.llm.engine.cancel(seq)
 
 
 def _raise_if_failed(seq: Sequence | None) -> None:
