@@ -27,8 +27,8 @@ FloatArray = npt.NDArray[np.float32]
 class Batch:
     """One forward pass: the new tokens of S sequences, laid end to end (N in all), any number for each.
 
-    Sequence s owns rows starts[s]:starts[s+1]; after the pass its context is context_lens[s] positions, so its
-    first new row has position context_lens[s] - (starts[s+1] - starts[s]). Position p of s lives in block
+    Sequence s owns rows starts[s]:starts[s+1]; after the pass its context is context_lens[s] positions, so
+    its first new row has position context_lens[s] - (starts[s+1] - starts[s]). Position p of s lives in block
     block_tables[s, p // block_size] at offset p % block_size.
     """
 
@@ -40,8 +40,11 @@ class Batch:
     output_rows: IntArray  # [L] rows whose logits are wanted
 
     @classmethod
-    def build(cls, chunks: Sequence[tuple[Sequence[int], int, Sequence[int]]], outputs: Sequence[bool]) -> Batch:
-        """From plain lists: per sequence (new token ids, positions computed before, block ids), and whether the
+    def build(
+        cls, chunks: Sequence[tuple[Sequence[int], int, Sequence[int]]], outputs: Sequence[bool]
+    ) -> Batch:
+        """From plain lists: per sequence (new token ids, positions computed before, block ids), and whether
+        the
         logits of its last row are wanted."""
         counts = [len(ids) for ids, _, _ in chunks]
         starts = np.zeros(len(chunks) + 1, np.int32)
@@ -55,7 +58,9 @@ class Batch:
             starts=starts,
             context_lens=np.asarray([computed + len(ids) for ids, computed, _ in chunks], np.int32),
             block_tables=tables,
-            output_rows=np.asarray([starts[i + 1] - 1 for i, wanted in enumerate(outputs) if wanted], np.int32),
+            output_rows=np.asarray(
+                [starts[i + 1] - 1 for i, wanted in enumerate(outputs) if wanted], np.int32
+            ),
         )
 
 
@@ -97,8 +102,9 @@ class Backend(Protocol):
     def pack(self, parts: Sequence[Any], format: WeightFormat) -> Weight:
         """Stack matrices [M_i, K] along M and pack them in `format`.
 
-        Each part is a `model.weights.Matrix`: `.shape`, and `.rows(first, last) -> float32 [last - first, K]`; a part
-        that is already q8 also has `.quantised()` -> (int8 [M, K], float16 [M, K / 32]) or None, kept without loss.
+        Each part is a `model.weights.Matrix`: `.shape`, and `.rows(first, last) -> float32 [last - first,
+        K]`; a part that is already q8 also has `.quantised()` -> (int8 [M, K], float16 [M, K / 32]) or None,
+        kept without loss.
         """
         ...
 
@@ -136,9 +142,10 @@ class Backend(Protocol):
         layer: int,
         batch: Batch,
     ) -> Array:
-        """Split qkv [N, (H + 2G) C] into heads, RMS-normalise each q and k head (when `norms` = (q, k) weights [C]
-        are given), rotate q and k by position (`rope` from rope_table), write k and v to the cache, and return the
-        queries [N, H C] (not yet scaled by C^-0.5)."""
+        """Split qkv [N, (H + 2G) C] into heads, RMS-normalise each q and k head (when `norms` = (q, k)
+        weights [C]
+        are given), rotate q and k by position (`rope` from rope_table), write k and v to the cache, and
+        return the queries [N, H C] (not yet scaled by C^-0.5)."""
         ...
 
     def rope_table(self, inverse_frequencies: Sequence[float], scale: float, positions: int) -> Array:
@@ -153,8 +160,11 @@ class Backend(Protocol):
         """[N, 2F] (gate first) -> silu(gate) * up [N, F]"""
         ...
 
-    def moe(self, x: Array, router: Array, gate_up: Weight, down: Weight, top_k: int, normalise: bool) -> Array:
-        """[N, D], router logits [N, E], [E, 2F, D], [E, D, F] -> [N, D]; softmax over all E, then top_k (FACTS 2.2)."""
+    def moe(
+        self, x: Array, router: Array, gate_up: Weight, down: Weight, top_k: int, normalise: bool
+    ) -> Array:
+        """[N, D], router logits [N, E], [E, 2F, D], [E, D, F] -> [N, D]; softmax over all E, then top_k
+        (FACTS 2.2)."""
         ...
 
     def take(self, x: Array, rows: IntArray) -> Array:

@@ -1,0 +1,44 @@
+// Where things lie inside a packed matrix (the picture is at `Packed` in ops.h). Sizes and offsets only, no data.
+#pragma once
+
+#include "ops.h"
+
+namespace deepfast {
+
+static inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
+static inline bool is_grouped(Format f) { return f == Format::q8 || f == Format::q4 || f == Format::q4_min; }
+
+// One packed matrix: how many panels and groups, and the byte offsets of its parts.
+struct Layout {
+    int panels;         // P
+    int groups;         // Q, 0 for f32 and bf16
+    size_t panel;       // bytes of values or codes in a panel
+    size_t scales;      // offset of the scales
+    size_t minimums;    // offset of the minimums
+    size_t bytes;       // of the whole matrix, a multiple of 64
+};
+
+static inline Layout layout_of(Format format, int rows, int columns) {
+    Layout l{};
+    l.panels = (rows + kLanes - 1) / kLanes;
+    const size_t p = static_cast<size_t>(l.panels), k = static_cast<size_t>(columns);
+    if (!is_grouped(format)) {
+        l.panel = k * kLanes * (format == Format::f32 ? 4 : 2);
+        l.scales = l.minimums = p * l.panel;
+        l.bytes = round_up(p * l.panel, 64);
+        return l;
+    }
+    l.groups = (columns + kGroup - 1) / kGroup;
+    const size_t q = static_cast<size_t>(l.groups), vectors = p * q * kLanes * 2;
+    l.panel = q * kGroup * kLanes / (format == Format::q8 ? 1 : 2);
+    l.scales = p * l.panel;
+    l.minimums = l.scales + vectors;
+    l.bytes = round_up(l.minimums + (format == Format::q4_min ? vectors : 0), 64);
+    return l;
+}
+
+static inline uint8_t* matrix_of(const Packed& w, int expert) {
+    return w.data + static_cast<size_t>(expert) * layout_of(w.format, w.rows, w.columns).bytes;
+}
+
+}  // namespace deepfast

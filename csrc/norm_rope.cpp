@@ -1,0 +1,131 @@
+// The row-wise ops: RMSNorm, SwiGLU, and storing keys and values with per-head norm and rotary positions.
+//
+// In: float rows, norm weights, a table of cosines and sines. Out: float rows; keys and values in the paged cache.
+#include "kernels.h"
+
+namespace deepfast::DF_ISA {
+namespace {
+
+// y = x / sqrt(mean(x^2) + eps) * weight; x and y may be the same.
+void normalise(const float* x, const float* weight, float eps, int d, float* y) {
+    Floats squares = zero();
+    for (int i = 0; i < d; i += kLanes) {
+        const Floats v = load_part(x + i, d - i);
+        squares = fma(v, v, squares);
+    }
+    const Floats scale = set(1.0f / sqrtf(sum(squares) / static_cast<float>(d) + eps));
+    for (int i = 0; i < d; i += kLanes)
+        store_part(y + i, mul(mul(load_part(x + i, d - i), scale), load_part(weight + i, d - i)), d - i);
+}
+
+// Rotates the pairs (x[j], x[j + C/2]) by the angle whose cosine and sine are in table [2, C / 2].
+void rotate(const float* x, const float* table, int dim, float* y) {
+    const int half = dim / 2;
+    for (int i = 0; i < half; i += kLanes) {
+        const int count = half - i;
+        const Floats cosine = load_part(table + i, count), sine = load_part(table + half + i, count);
+        const Floats low = load_part(x + i, count), high = load_part(x + half + i, count);
+        store_part(y + i, sub(mul(low, cosine), mul(high, sine)), count);
+        store_part(y + half + i, fma(high, cosine, mul(low, sine)), count);
+    }
+}
+
+// One head's key into lane `offset` of its block [C][16], its value into row `offset` of [16][C].
+template <class E>
+void store_head(const float* key, const float* value, int dim, int offset, E* keys, E* values) {
+    alignas(64) E column[kMaxHeadDim];
+    for (int i = 0; i < dim; i += kLanes) {
+        store_part(column + i, load_part(key + i, dim - i), dim - i);
+        store_part(values + offset * dim + i, load_part(value + i, dim - i), dim - i);
+    }
+    for (int i = 0; i < dim; ++i) keys[i * kLanes + offset] = column[i];
+}
+
+struct Heads {
+    int queries;          // H
+    const float* q_norm;  // [C] or null
+    const float* k_norm;
+    float eps;
+    Rope rope;
+    int layer;
+};
+
+void store_row(const Heads& h, const Cache& cache, const BatchView& batch, int row, const float* qkv, float* q) {
+    alignas(64) float head[kMaxHeadDim];
+    const int dim = cache.dim, groups = cache.heads, position = batch.positions[row];
+    const float* table = h.rope.table + static_cast<size_t>(position) * static_cast<size_t>(dim);
+    for (int i = 0; i < h.queries; ++i) {
+        const float* x = qkv + i * dim;
+        if (h.q_norm) normalise(x, h.q_norm, h.eps, dim, head);
+        rotate(h.q_norm ? head : x, table, dim, q + i * dim);
+    }
+    const size_t line = static_cast<size_t>(batch.sequence_of[row]) * static_cast<size_t>(batch.width);
+    const int block = batch.block_tables[line + static_cast<size_t>(position / kLanes)];
+    const size_t size = static_cast<size_t>(dim) * kLanes;  // values in one block of one head
+    const size_t first = (static_cast<size_t>(h.layer) * static_cast<size_t>(cache.blocks) + static_cast<size_t>(block)) *
+                         static_cast<size_t>(groups) * size;
+    const float* k = qkv + h.queries * dim;
+    const float* v = k + groups * dim;
+    alignas(64) float key[kMaxHeadDim];
+    for (int g = 0; g < groups; ++g, k += dim, v += dim) {
+        if (h.k_norm) normalise(k, h.k_norm, h.eps, dim, head);
+        rotate(h.k_norm ? head : k, table, dim, key);
+        const size_t at = first + static_cast<size_t>(g) * size;
+        if (cache.half)
+            store_head(key, v, dim, position % kLanes, static_cast<Half*>(cache.keys) + at,
+                       static_cast<Half*>(cache.values) + at);
+        else
+            store_head(key, v, dim, position % kLanes, static_cast<float*>(cache.keys) + at,
+                       static_cast<float*>(cache.values) + at);
+    }
+}
+
+// Rows per chunk so that a chunk is worth a thread's while (about 16k values).
+int rows_per_chunk(size_t width) { return width >= 16384 ? 1 : static_cast<int>(16384 / (width + 1)) + 1; }
+
+}  // namespace
+
+void swiglu_row(const float* gate, const float* up, int f, float* y) {
+    for (int i = 0; i < f; i += kLanes) {
+        const Floats g = load_part(gate + i, f - i);
+        const Floats silu = div(g, add(set(1.0f), exp(sub(zero(), g))));
+        store_part(y + i, mul(silu, load_part(up + i, f - i)), f - i);
+    }
+}
+
+void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int n, int d, float* y) {
+    const int size = rows_per_chunk(static_cast<size_t>(d));
+    pool.each(count_chunks(n, size), [&](int chunk, int) {
+        const Span rows = span_of(chunk, size, n);
+        for (int i = rows.first; i < rows.last; ++i) {
+            const size_t at = static_cast<size_t>(i) * static_cast<size_t>(d);
+            normalise(x + at, weight, eps, d, y + at);
+        }
+    });
+}
+
+void swiglu(Pool& pool, const float* gate_up, int n, int f, float* y) {
+    const int size = rows_per_chunk(2 * static_cast<size_t>(f));
+    pool.each(count_chunks(n, size), [&](int chunk, int) {
+        const Span rows = span_of(chunk, size, n);
+        for (int i = rows.first; i < rows.last; ++i) {
+            const float* gate = gate_up + static_cast<size_t>(i) * 2 * static_cast<size_t>(f);
+            swiglu_row(gate, gate + f, f, y + static_cast<size_t>(i) * static_cast<size_t>(f));
+        }
+    });
+}
+
+void store_kv(Pool& pool, const float* qkv, int heads, const float* q_norm, const float* k_norm, float eps, Rope rope,
+              const Cache& cache, int layer, const BatchView& batch, float* q) {
+    const Heads h{heads, q_norm, k_norm, eps, rope, layer};
+    const size_t width = static_cast<size_t>(heads + 2 * cache.heads) * static_cast<size_t>(cache.dim);
+    const size_t q_width = static_cast<size_t>(heads) * static_cast<size_t>(cache.dim);
+    const int size = rows_per_chunk(width);
+    pool.each(count_chunks(batch.rows, size), [&](int chunk, int) {
+        const Span rows = span_of(chunk, size, batch.rows);
+        for (int i = rows.first; i < rows.last; ++i)
+            store_row(h, cache, batch, i, qkv + static_cast<size_t>(i) * width, q + static_cast<size_t>(i) * q_width);
+    });
+}
+
+}  // namespace deepfast::DF_ISA

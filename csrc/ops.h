@@ -1,0 +1,134 @@
+// The whole kernel API: plain pointers and shapes, one table of functions per instruction set (ISA).
+//
+// In: row-major arrays, packed weights, the paged KV cache, a checked batch. Out: arrays of the caller.
+// Letters: N rows of tokens, D hidden, H query heads, G KV heads, C head_dim, M x K a matrix, E experts, S sequences.
+// A kernel trusts its arguments (bind.cpp checked them), never allocates, throws or logs; scratch memory is handed in,
+// 64-byte aligned, as large as the matching *_scratch function says. It knows no Python and no model.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace deepfast {
+
+class Pool;
+
+constexpr int kLanes = 16;  // rows of a panel, positions of a KV block: the lanes of one 512-bit register
+constexpr int kGroup = 32;  // weights (and activations) that share a scale in q8 and q4
+constexpr int kMaxHeadDim = 1024;
+
+enum class Format : int32_t { f32 = 0, bf16 = 1, q8 = 2, q4 = 3, q4_min = 4 };
+
+// E matrices [M, K], one after another, in panels of 16 rows (lane r = row r); M is padded to 16 with zero rows and, for
+// q8 and q4, K to 32. P = M / 16, Q = K / 32 after padding. Each matrix starts on 64 bytes and holds:
+//   f32, bf16   values [P][K][16]
+//   q8          codes  [P][Q][8][16][4] int8, k = 4 w + j for word w and byte j;      scales [P][Q][16] f16; w = d q
+//   q4          codes  [P][Q][4][16][4], word w: low nibble k = 8 w + j, high nibble k = 8 w + 4 + j;
+//               scales [P][Q][16] f16; w = d (q - 8)
+//   q4_min      as q4, then minimums [P][Q][16] f16; w = d q + m
+struct Packed {
+    uint8_t* data;
+    Format format;
+    int32_t experts;  // E
+    int32_t rows;     // M
+    int32_t columns;  // K
+};
+
+// Keys [layers][blocks][G][C][16] and values [layers][blocks][G][16][C], f16 when `half`, else f32.
+struct Cache {
+    void* keys;
+    void* values;
+    bool half;
+    int32_t layers;
+    int32_t blocks;
+    int32_t heads;  // G
+    int32_t dim;    // C
+};
+
+// One forward pass: sequence s owns rows starts[s]:starts[s+1], the last of its context_lens[s] positions.
+struct BatchView {
+    int32_t rows;                 // N
+    int32_t sequences;            // S
+    int32_t width;                // B: blocks per row of the table
+    const int32_t* positions;     // [N]
+    const int32_t* sequence_of;   // [N]
+    const int32_t* starts;        // [S + 1]
+    const int32_t* context_lens;  // [S]
+    const int32_t* block_tables;  // [S, B]
+};
+
+struct Rope {
+    const float* table;  // [positions, 2, C / 2]: cosines, then sines
+};
+
+// Weights to the packed layout. `first` is a multiple of 16 and so is `count` unless it ends the matrix.
+using PackOp = void(Pool&, const float* w /*[count, K]*/, int first, int count, const Packed& out, int expert);
+using PackCodesOp = void(Pool&, const int8_t* codes /*[count, K] q8: -128..127, q4: 0..15*/,
+                         const uint16_t* scales /*[count, K / 32] f16*/,
+                         const uint16_t* minimums /*[count, K / 32] f16, q4_min only*/, int first, int count,
+                         const Packed& out, int expert);
+using EmbedOp = void(Pool&, const Packed& table /*[V, D]*/, int expert, const int32_t* ids /*[N]*/, int n,
+                     float* y /*[N, D]*/);
+
+using LinearScratchOp = size_t(const Packed& w, int n);
+using LinearOp = void(Pool&, const float* x /*[N, K]*/, int n, const Packed& w /*[M, K]*/,
+                      const float* bias /*[M] or null*/, float* y /*[N, M]*/, void* scratch);
+
+using MoeScratchOp = size_t(const Packed& gate_up, const Packed& down, int n, int top_k);
+using MoeOp = void(Pool&, const float* x /*[N, D]*/, const float* router /*[N, E] logits*/, int n,
+                   const Packed& gate_up /*[E, 2F, D]*/, const Packed& down /*[E, D, F]*/, int top_k, bool normalise,
+                   float* y /*[N, D]*/, void* scratch);
+
+using RmsNormOp = void(Pool&, const float* x /*[N, D]*/, const float* weight /*[D]*/, float eps, int n, int d,
+                       float* y /*[N, D]*/);
+using SwigluOp = void(Pool&, const float* gate_up /*[N, 2F], gate first*/, int n, int f, float* y /*[N, F]*/);
+
+using StoreKvOp = void(Pool&, const float* qkv /*[N, (H + 2G) C]*/, int heads, const float* q_norm /*[C] or null*/,
+                       const float* k_norm /*[C] or null*/, float eps, Rope rope, const Cache& cache, int layer,
+                       const BatchView& batch, float* q /*[N, H C]*/);
+
+using AttentionScratchOp = size_t(const Pool&, const Cache& cache);
+using AttentionOp = void(Pool&, const float* q /*[N, H C]*/, int heads, const Cache& cache, int layer,
+                         const BatchView& batch, float* y /*[N, H C]*/, void* scratch);
+
+struct Ops {
+    const char* name;
+    PackOp* pack;
+    PackCodesOp* pack_codes;
+    EmbedOp* embed;
+    LinearScratchOp* linear_scratch;
+    LinearOp* linear;
+    MoeScratchOp* moe_scratch;
+    MoeOp* moe;
+    RmsNormOp* rms_norm;
+    SwigluOp* swiglu;
+    StoreKvOp* store_kv;
+    AttentionScratchOp* attention_scratch;
+    AttentionOp* attention;
+};
+
+// The table of a named ISA, or null when this machine (or this build) has none of that name.
+const Ops* find_ops(const char* name);
+// Names of the ISAs that run here, best first; null after the last.
+const char* const* supported_isas();
+
+// How one row of logits becomes a token; the order of work is that of SampleArgs in backend/base.py.
+struct SampleRow {
+    double temperature, top_p, min_p, uniform;
+    double presence_penalty, frequency_penalty, repetition_penalty;
+    int32_t top_k;
+    int32_t num_bias, num_banned, num_prompt, num_output;
+    const int32_t* bias_ids;      // [num_bias]
+    const double* bias_values;    // [num_bias]
+    const int32_t* banned_ids;    // [num_banned]
+    const int32_t* prompt_ids;    // [num_prompt]
+    const int32_t* output_ids;    // [num_output]
+};
+constexpr int32_t kSampleNaN = -1;    // the row holds NaN
+constexpr int32_t kSampleEmpty = -2;  // no token is left to draw from
+
+size_t sample_scratch(const Pool&, int valid);
+void sample(Pool&, const float* logits /*[L, V]*/, int rows, int vocab, int valid, const SampleRow* args /*[L]*/,
+            int32_t* tokens /*[L]*/, void* scratch);
+
+}  // namespace deepfast

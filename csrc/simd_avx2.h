@@ -1,0 +1,132 @@
+// The 16 lanes of simd.h in two AVX2 registers, int8 dot products by multiply-add of bytes. Included by simd.h alone.
+#pragma once
+
+#include <immintrin.h>
+
+namespace deepfast::DF_ISA {
+
+constexpr int kTileRows = 4;  // rows of activations in registers: 16 registers
+constexpr int kTilePanels = 1;
+constexpr int kStreamPanels = 2;
+constexpr int kAttentionRows = 2;
+constexpr int kAttentionSpan = 2;
+
+struct Floats {
+    __m256 a, b;
+};
+struct Ints {
+    __m256i a, b;
+};
+
+DF_INLINE Floats zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+DF_INLINE Floats set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+DF_INLINE Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+DF_INLINE void store(float* p, Floats x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+DF_INLINE Floats add(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+DF_INLINE Floats sub(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+DF_INLINE Floats mul(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+DF_INLINE Floats div(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+DF_INLINE Floats max(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+DF_INLINE Floats min(Floats x, Floats y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+DF_INLINE Floats fma(Floats x, Floats y, Floats z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+DF_INLINE Floats abs(Floats x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+
+DF_INLINE Floats load(const Half* p) {
+    const auto* bits = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(bits)), _mm256_cvtph_ps(_mm_loadu_si128(bits + 1))};
+}
+DF_INLINE void store(Half* p, Floats x) {
+    auto* bits = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(bits, _mm256_cvtps_ph(x.a, 0));
+    _mm_storeu_si128(bits + 1, _mm256_cvtps_ph(x.b, 0));
+}
+DF_INLINE __m256 widen_bfloat(__m128i bits) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+DF_INLINE Floats load(const Bfloat* p) {
+    const auto* bits = reinterpret_cast<const __m128i*>(p);
+    return {widen_bfloat(_mm_loadu_si128(bits)), widen_bfloat(_mm_loadu_si128(bits + 1))};
+}
+
+DF_INLINE Ints round(Floats x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+DF_INLINE Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+DF_INLINE void store(int32_t* p, Ints x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
+}
+DF_INLINE __m256 exp2i(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+DF_INLINE Floats exp2i(Ints n) { return {exp2i(n.a), exp2i(n.b)}; }  // 2^n for n in [-126, 127]
+
+// One fixed order of addition, so that a sum is the same in every tile.
+DF_INLINE float sum(Floats x) {
+    const __m256 eight = _mm256_add_ps(x.a, x.b);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+DF_INLINE float maximum(Floats x) {
+    const __m256 eight = _mm256_max_ps(x.a, x.b);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+struct Nibbles {  // unsigned bytes 0..15, four per lane
+    __m256i a, b;
+};
+struct Bytes {  // signed codes, and their magnitudes as unsigned bytes
+    __m256i a, b, size_a, size_b;
+};
+DF_INLINE void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
+    const auto* codes = reinterpret_cast<const __m256i*>(p);
+    const __m256i a = _mm256_loadu_si256(codes), b = _mm256_loadu_si256(codes + 1), mask = _mm256_set1_epi8(15);
+    low = {_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)};
+    high = {_mm256_and_si256(_mm256_srli_epi16(a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(b, 4), mask)};
+}
+DF_INLINE Bytes load_bytes(const uint8_t* p) {
+    const auto* codes = reinterpret_cast<const __m256i*>(p);
+    const __m256i a = _mm256_loadu_si256(codes), b = _mm256_loadu_si256(codes + 1);
+    return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
+}
+
+// A group gives each 16-bit half at most 8 words x 2 products of 15 * 127 = 30,480: no overflow before finish().
+struct NibbleDot {
+    __m256i a, b;
+    DF_INLINE NibbleDot zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+};
+// Two products of 128 * 127 are 32,512: the 16-bit sum cannot saturate, because x is never -128.
+struct ByteDot {
+    __m256i a, b;
+    DF_INLINE ByteDot zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+};
+DF_INLINE NibbleDot dot(NibbleDot s, Nibbles w, int32_t x) {
+    const __m256i words = _mm256_set1_epi32(x);
+    return {_mm256_add_epi16(s.a, _mm256_maddubs_epi16(w.a, words)),
+            _mm256_add_epi16(s.b, _mm256_maddubs_epi16(w.b, words))};
+}
+DF_INLINE __m256i multiply_bytes(__m256i size, __m256i w, __m256i x) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
+}
+DF_INLINE ByteDot dot(ByteDot s, const Bytes& w, int32_t x) {
+    const __m256i words = _mm256_set1_epi32(x);
+    return {_mm256_add_epi32(s.a, multiply_bytes(w.size_a, w.a, words)),
+            _mm256_add_epi32(s.b, multiply_bytes(w.size_b, w.b, words))};
+}
+// The finished sum, less `offset` (8 x the sum of x where the codes are centred on 8).
+DF_INLINE Ints finish(NibbleDot s, int32_t offset) {
+    const __m256i one = _mm256_set1_epi16(1), off = _mm256_set1_epi32(offset);
+    return {_mm256_sub_epi32(_mm256_madd_epi16(s.a, one), off), _mm256_sub_epi32(_mm256_madd_epi16(s.b, one), off)};
+}
+DF_INLINE Ints finish(ByteDot s, int32_t /*x_sum*/) { return {s.a, s.b}; }
+
+}  // namespace deepfast::DF_ISA

@@ -1,0 +1,110 @@
+// The 16 lanes of simd.h in one AVX-512 register, int8 dot products by VNNI. Included by simd.h alone.
+//
+// With DEEPFAST_EMULATE_AVX512 the same code runs on plain loops: a test build for machines without AVX-512.
+#pragma once
+
+#ifdef DEEPFAST_EMULATE_AVX512
+#include "emulate_avx512.h"
+#else
+#include <immintrin.h>
+#endif
+
+namespace deepfast::DF_ISA {
+
+constexpr int kTileRows = 8;      // rows of activations in registers: 32 registers
+constexpr int kTilePanels = 2;    // panels of weights beside them
+constexpr int kStreamPanels = 4;  // panels at once when there is one row
+constexpr int kAttentionRows = 4;
+constexpr int kAttentionSpan = 4;  // blocks of keys, or vectors of a value, beside them
+
+struct Floats {
+    __m512 v;
+};
+struct Ints {
+    __m512i v;
+};
+
+DF_INLINE Floats zero() { return {_mm512_setzero_ps()}; }
+DF_INLINE Floats set(float x) { return {_mm512_set1_ps(x)}; }
+DF_INLINE Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
+DF_INLINE void store(float* p, Floats x) { _mm512_storeu_ps(p, x.v); }
+DF_INLINE Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+DF_INLINE Floats sub(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
+DF_INLINE Floats mul(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+DF_INLINE Floats div(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
+DF_INLINE Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+DF_INLINE Floats abs(Floats a) { return {_mm512_abs_ps(a.v)}; }
+
+DF_INLINE Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+DF_INLINE Floats min(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }
+DF_INLINE Floats load(const Half* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+DF_INLINE void store(Half* p, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, 0));
+}
+DF_INLINE Floats load(const Bfloat* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+
+DF_INLINE Ints round(Floats x) { return {_mm512_cvtps_epi32(x.v)}; }
+DF_INLINE Floats to_float(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+DF_INLINE void store(int32_t* p, Ints x) { _mm512_storeu_si512(p, x.v); }
+DF_INLINE Floats exp2i(Ints n) {  // 2^n for n in [-126, 127]
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
+}
+
+// One fixed order of addition, so that a sum is the same in every tile.
+DF_INLINE float sum(Floats x) {
+    alignas(64) float a[kLanes];
+    store(a, x);
+    for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; ++i) a[i] += a[i + n];
+    return a[0];
+}
+DF_INLINE float maximum(Floats x) {
+    alignas(64) float a[kLanes];
+    store(a, x);
+    for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; ++i) a[i] = a[i] > a[i + n] ? a[i] : a[i + n];
+    return a[0];
+}
+
+struct Nibbles {  // unsigned bytes 0..15, four per lane
+    __m512i v;
+};
+struct Bytes {  // the codes plus 128, as unsigned bytes
+    __m512i v;
+};
+DF_INLINE void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
+    const __m512i b = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+    low.v = _mm512_and_si512(b, mask);
+    high.v = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
+}
+DF_INLINE Bytes load_bytes(const uint8_t* p) {
+    return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(-128)))};
+}
+
+struct NibbleDot {  // sum over a group of code * x
+    __m512i v;
+    DF_INLINE NibbleDot zero() { return {_mm512_setzero_si512()}; }
+};
+struct ByteDot {
+    __m512i v;
+    DF_INLINE ByteDot zero() { return {_mm512_setzero_si512()}; }
+};
+DF_INLINE NibbleDot dot(NibbleDot a, Nibbles w, int32_t x) {
+    return {_mm512_dpbusd_epi32(a.v, w.v, _mm512_set1_epi32(x))};
+}
+DF_INLINE ByteDot dot(ByteDot a, Bytes w, int32_t x) {
+    return {_mm512_dpbusd_epi32(a.v, w.v, _mm512_set1_epi32(x))};
+}
+// The finished sum, less `offset` (8 x the sum of x where the codes are centred on 8).
+DF_INLINE Ints finish(NibbleDot a, int32_t offset) { return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(offset))}; }
+// `x_sum` is the sum of the group's x.
+DF_INLINE Ints finish(ByteDot a, int32_t x_sum) {
+    return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(128 * x_sum))};
+}
+
+}  // namespace deepfast::DF_ISA

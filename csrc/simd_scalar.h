@@ -1,0 +1,141 @@
+// The 16 lanes of simd.h as plain loops: any machine, vectorised by the compiler where it can (ARM). Included by simd.h.
+#pragma once
+
+namespace deepfast::DF_ISA {
+
+constexpr int kTileRows = 2;
+constexpr int kTilePanels = 1;
+constexpr int kStreamPanels = 1;
+constexpr int kAttentionRows = 2;
+constexpr int kAttentionSpan = 1;
+
+struct Floats {
+    float v[kLanes];
+};
+struct Ints {
+    int32_t v[kLanes];
+};
+
+template <class F>
+DF_INLINE Floats lanes(const F& f) {
+    Floats y;
+    for (int i = 0; i < kLanes; ++i) y.v[i] = f(i);
+    return y;
+}
+
+DF_INLINE Floats set(float x) {
+    return lanes([&](int) { return x; });
+}
+DF_INLINE Floats zero() { return set(0.0f); }
+DF_INLINE Floats load(const float* p) {
+    return lanes([&](int i) { return p[i]; });
+}
+DF_INLINE Floats load(const Half* p) {
+    return lanes([&](int i) { return to_float(p[i]); });
+}
+DF_INLINE Floats load(const Bfloat* p) {
+    return lanes([&](int i) { return to_float(p[i]); });
+}
+DF_INLINE void store(float* p, Floats x) { memcpy(p, x.v, sizeof x.v); }
+DF_INLINE void store(Half* p, Floats x) {
+    for (int i = 0; i < kLanes; ++i) p[i] = to_half(x.v[i]);
+}
+DF_INLINE Floats add(Floats x, Floats y) {
+    return lanes([&](int i) { return x.v[i] + y.v[i]; });
+}
+DF_INLINE Floats sub(Floats x, Floats y) {
+    return lanes([&](int i) { return x.v[i] - y.v[i]; });
+}
+DF_INLINE Floats mul(Floats x, Floats y) {
+    return lanes([&](int i) { return x.v[i] * y.v[i]; });
+}
+DF_INLINE Floats div(Floats x, Floats y) {
+    return lanes([&](int i) { return x.v[i] / y.v[i]; });
+}
+DF_INLINE Floats fma(Floats x, Floats y, Floats z) {
+    return lanes([&](int i) { return x.v[i] * y.v[i] + z.v[i]; });
+}
+DF_INLINE Floats max(Floats x, Floats y) {
+    return lanes([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; });
+}
+DF_INLINE Floats min(Floats x, Floats y) {
+    return lanes([&](int i) { return x.v[i] < y.v[i] ? x.v[i] : y.v[i]; });
+}
+DF_INLINE Floats abs(Floats x) {
+    return lanes([&](int i) { return fabsf(x.v[i]); });
+}
+
+DF_INLINE Ints round(Floats x) {  // nearest, ties to even, for |x| below 2^22
+    Ints y;
+    for (int i = 0; i < kLanes; ++i) y.v[i] = static_cast<int32_t>(bit_cast<uint32_t>(x.v[i] + 0x1.8p23f) - 0x4b400000u);
+    return y;
+}
+DF_INLINE Floats to_float(Ints x) {
+    return lanes([&](int i) { return static_cast<float>(x.v[i]); });
+}
+DF_INLINE void store(int32_t* p, Ints x) { memcpy(p, x.v, sizeof x.v); }
+DF_INLINE Floats exp2i(Ints n) {  // 2^n for n in [-126, 127]
+    return lanes([&](int i) { return bit_cast<float>((static_cast<uint32_t>(n.v[i]) + 127u) << 23); });
+}
+
+// One fixed order of addition, so that a sum is the same in every tile.
+DF_INLINE float sum(Floats x) {
+    for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; ++i) x.v[i] += x.v[i + n];
+    return x.v[0];
+}
+DF_INLINE float maximum(Floats x) {
+    for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; ++i) x.v[i] = x.v[i] > x.v[i + n] ? x.v[i] : x.v[i + n];
+    return x.v[0];
+}
+
+struct Nibbles {  // unsigned bytes 0..15, four per lane
+    uint8_t v[4 * kLanes];
+};
+struct Bytes {  // signed codes, four per lane
+    int8_t v[4 * kLanes];
+};
+DF_INLINE void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
+    for (int i = 0; i < 4 * kLanes; ++i) {
+        low.v[i] = p[i] & 15;
+        high.v[i] = p[i] >> 4;
+    }
+}
+DF_INLINE Bytes load_bytes(const uint8_t* p) {
+    Bytes y;
+    memcpy(y.v, p, sizeof y.v);
+    return y;
+}
+
+struct NibbleDot {
+    int32_t v[kLanes];
+    DF_INLINE NibbleDot zero() { return {}; }
+};
+struct ByteDot {
+    int32_t v[kLanes];
+    DF_INLINE ByteDot zero() { return {}; }
+};
+template <class Sum, class Codes>
+DF_INLINE Sum dot_words(Sum s, const Codes& w, int32_t x) {
+    int8_t b[4];
+    memcpy(b, &x, 4);
+    for (int i = 0; i < kLanes; ++i)
+        s.v[i] += w.v[4 * i] * b[0] + w.v[4 * i + 1] * b[1] + w.v[4 * i + 2] * b[2] + w.v[4 * i + 3] * b[3];
+    return s;
+}
+DF_INLINE NibbleDot dot(NibbleDot s, const Nibbles& w, int32_t x) { return dot_words(s, w, x); }
+DF_INLINE ByteDot dot(ByteDot s, const Bytes& w, int32_t x) { return dot_words(s, w, x); }
+// The finished sum, less `offset` (8 x the sum of x where the codes are centred on 8).
+DF_INLINE Ints finish(const NibbleDot& s, int32_t offset) {
+    Ints y;
+    for (int i = 0; i < kLanes; ++i) y.v[i] = s.v[i] - offset;
+    return y;
+}
+DF_INLINE Ints finish(const ByteDot& s, int32_t /*x_sum*/) {
+    Ints y;
+    memcpy(y.v, s.v, sizeof y.v);
+    return y;
+}
+
+}  // namespace deepfast::DF_ISA

@@ -1,0 +1,13 @@
+// The table of one ISA's kernels: compiled once per ISA, beside the kernels it names.
+#include "kernels.h"
+
+#define DF_TEXT_OF(x) #x
+#define DF_TEXT(x) DF_TEXT_OF(x)
+
+namespace deepfast::DF_ISA {
+
+extern const Ops ops;
+const Ops ops = {DF_TEXT(DF_ISA), pack,     pack_codes, embed,  linear_scratch, linear,    moe_scratch,
+                 moe,             rms_norm, swiglu,     store_kv, attention_scratch, attention};
+
+}  // namespace deepfast::DF_ISA

@@ -1,0 +1,51 @@
+"""What this machine has: free memory, and how fast it reads it (the number that bounds generation, token by
+token).
+
+In: nothing, or a number of threads. Out: bytes, bytes per second.
+Does not know: models, kernels, what the numbers are compared with.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+ARRAY_BYTES = 256 << 20
+PASSES = 9
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping, within the limit of the control group."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):  # not Linux: half of what is installed is a careful guess
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return min(free, max(int(limit) - used, 0)) if limit.isdigit() else free
+
+
+def read_bandwidth(threads: int, size: int = ARRAY_BYTES, passes: int = PASSES) -> float:
+    """Bytes read per second by `threads` threads together, the median of several passes.
+
+    Each thread takes the largest byte of its own part of an array far larger than the caches: numpy drops the
+    GIL for it and is limited by memory, not by arithmetic.
+    """
+    parts = np.array_split(np.ones(size, np.uint8), threads)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(passes):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))
+            seconds.append(time.perf_counter() - start)
+    return size / statistics.median(seconds)
