@@ -213,7 +213,8 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
     if raw.get("hidden_act", "silu") != "silu":
         raise ModelError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; expected 'silu'.")
     theta, yarn = _rope(raw)
-    experts = _number(raw, "num_experts", int, 1, 4096) if moe else 0
+    known = {"num_experts": raw.get("num_local_experts"), **raw}  # transformers 5 writes the other name
+    experts = _number(known, "num_experts", int, 1, 4096) if moe else 0
     step = _number({"decoder_sparse_step": 1, **raw}, "decoder_sparse_step", int, 1, big) if moe else 1
     dense = raw.get("mlp_only_layers") or []
     if not isinstance(dense, list):

@@ -106,9 +106,13 @@ class SamplingParams:
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise UsageError(f"{name}={value} is outside {low:g} to {high:g}. Give a value in that range.")
+                raise UsageError(
+                    f"{name}={value} is outside {low:g} to {high:g}. Give a value in that range."
+                )
         if self.top_p == 0.0:
-            raise UsageError("top_p=0 would leave no token. Give a value above 0, or temperature=0 for greedy.")
+            raise UsageError(
+                "top_p=0 would leave no token. Give a value above 0, or temperature=0 for greedy."
+            )
         if any(not text for text in self.stop):
             raise UsageError("stop holds an empty string, which would stop at once. Leave it out.")
         if any(not -1e4 <= bias <= 1e4 for bias in self.logit_bias.values()):
@@ -119,8 +123,8 @@ class SamplingParams:
 class Thinking:
     """What a request asks of the thought.
 
-    mode: "on" and "off" are hard switches, "auto" follows the model's default and /think, /no_think in the text.
-    budget: at most so many tokens inside the thought (None: no limit of its own; 0 closes it at once).
+    mode: "on" and "off" are hard switches, "auto" follows the model's default and /think, /no_think in the
+    text. budget: at most so many tokens inside the thought (None: no limit of its own; 0 closes it at once).
     answer_reserve: tokens kept free for the answer before max_tokens or the context ends (None: the default).
     Raises UsageError when a value is out of its range.
     """
@@ -136,7 +140,9 @@ class Thinking:
         for name in ("budget", "answer_reserve"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise UsageError(f"{name}={value} is negative. Give 0 or more tokens, or leave it out for no limit.")
+                raise UsageError(
+                    f"{name}={value} is negative. Give 0 or more tokens, or leave it out for no limit."
+                )
         if self.mode == "off" and self.budget:
             raise ControlError(
                 f"budget={self.budget} needs a thought, but mode is 'off'. Drop the budget or use mode='on'."

@@ -7,19 +7,22 @@ Does not know: PyTorch, tokenizers, what the model says.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from deepfast.backend.quant import quantise_q8
+from deepfast.backend.quant import quantise_q8, round_bf16
 from deepfast.config import ModelConfig
 from deepfast.model.decoder import EMBEDDING, HEAD, tensor_shapes
 from deepfast.model.safetensors import write_safetensors
 
 FloatArray = npt.NDArray[np.float32]
+
+LARGE, POOL = 2**20, 4_194_301  # numbers; a prime, so that no two rows of a matrix are cut alike
 
 MODEL_TYPES = {
     "Qwen3ForCausalLM": "qwen3",
@@ -27,6 +30,7 @@ MODEL_TYPES = {
     "Qwen2ForCausalLM": "qwen2",
     "LlamaForCausalLM": "llama",
 }
+PROMPT = tuple((37 * i * i + 11 * i + 5) % 160 for i in range(40))  # what the golden models read
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
@@ -40,7 +44,10 @@ class Golden(NamedTuple):
 # head_dim differs from hidden / heads, groups of 1, 2 and 4 query heads, widths that are not multiples of 32.
 GOLDEN: dict[str, Golden] = {
     "qwen3-tied": Golden("Qwen3ForCausalLM", {"tie_word_embeddings": True, "head_dim": 24}),
-    "qwen3-yarn": Golden("Qwen3ForCausalLM", {"rope_scaling": YARN, "hidden_size": 56, "rope_theta": 1e4}),
+    "qwen3-yarn": Golden(
+        "Qwen3ForCausalLM",
+        {"rope_scaling": YARN, "max_position_embeddings": 128, "rope_theta": 1e4, "hidden_size": 56},
+    ),
     "moe-normalised": Golden("Qwen3MoeForCausalLM", {"norm_topk_prob": True}),
     "moe-mixed": Golden(
         "Qwen3MoeForCausalLM", {"norm_topk_prob": False, "mlp_only_layers": [0], "num_key_value_heads": 4}
@@ -85,22 +92,25 @@ def hf_config(architecture: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     return config | dict(changes)
 
 
-def random_tensors(config: ModelConfig, seed: int) -> dict[str, FloatArray]:
+def random_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, FloatArray]]:
     """Every tensor of the model: norms near 1, biases small, matrices that keep the size of their input."""
     random = np.random.RandomState(seed)  # a stream that numpy promises never to change
-    tensors = {}
-    for name, shape in tensor_shapes(config):
-        values = random.standard_normal(shape)
+    pool = None
+    for number, (name, shape) in enumerate(tensor_shapes(config)):
+        if math.prod(shape) < LARGE:
+            values = random.standard_normal(shape)
+        else:  # cut from one pool, each time from elsewhere: drawing a billion numbers would take a minute
+            pool = random.standard_normal(POOL).astype(np.float32) if pool is None else pool
+            values = np.resize(np.roll(pool, 7919 * number), shape)
         if name.endswith("norm.weight"):
             values = 1.0 + 0.1 * values
         elif len(shape) == 1:
             values = 0.1 * values
         elif name == HEAD or (name == EMBEDDING and config.tie_word_embeddings):
-            values = 3.0 * values / np.sqrt(shape[1])
+            values = 3.0 * values / math.sqrt(shape[1])
         elif name != EMBEDDING:
-            values = values / np.sqrt(shape[1])
-        tensors[name] = values.astype(np.float32)
-    return tensors
+            values = values / math.sqrt(shape[1])
+        yield name, values.astype(np.float32)
 
 
 def encode(name: str, values: FloatArray, dtype: str) -> dict[str, tuple[str, npt.NDArray[Any]]]:
@@ -109,9 +119,7 @@ def encode(name: str, values: FloatArray, dtype: str) -> dict[str, tuple[str, np
         codes, scales = quantise_q8(values)
         return {f"{name}.q8": ("I8", codes[:, : values.shape[1]]), f"{name}.scales": ("F16", scales)}
     if dtype == "BF16":
-        bits = values.view(np.uint32)
-        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return {name: ("BF16", (rounded >> np.uint32(16)).astype(np.uint16))}
+        return {name: ("BF16", (round_bf16(values).view(np.uint32) >> np.uint32(16)).astype(np.uint16))}
     return {name: ("F16", values.astype(np.float16)) if dtype == "F16" else ("F32", values)}
 
 
@@ -136,11 +144,13 @@ def make_checkpoint(
     if dtype == "Q8":
         raw["quantization_config"] = {"quant_method": "deepfast", "bits": 8, "group_size": 32}
     (path / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
-    tensors = random_tensors(ModelConfig.from_hf(raw), seed)
-    if duplicate_head:
-        tensors[HEAD] = tensors[EMBEDDING]
+    changed = dict(extra or {})
     stored: dict[str, tuple[str, npt.NDArray[Any]]] = {}
-    for name, values in (tensors | dict(extra or {})).items():
+    for name, values in random_tensors(ModelConfig.from_hf(raw), seed):
+        stored |= encode(name, changed.pop(name, values), dtype)
+        if duplicate_head and name == EMBEDDING:
+            stored |= encode(HEAD, values, dtype)
+    for name, values in changed.items():
         stored |= encode(name, values, dtype)
     if shards == 1:
         write_safetensors(path / "model.safetensors", stored)

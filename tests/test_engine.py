@@ -43,36 +43,34 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def llm(checkpoint: Path, backend: str) -> Iterator[LLM]:
-    with LLM(checkpoint, config=dataclasses.replace(SMALL, backend=backend)) as llm:
+def llm(checkpoint: Path) -> Iterator[LLM]:
+    with LLM(checkpoint, config=SMALL) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
-def alone(llm: LLM) -> list[tuple[int, ...]]:
-    return [llm.generate([prompt], DRAW)[0].token_ids for prompt in PROMPTS]
-
-
-def test_batched_equals_alone(llm: LLM, alone: list[tuple[int, ...]]):
-    assert [c.token_ids for c in llm.generate(PROMPTS, DRAW)] == alone
-    assert len(set(alone)) == len(alone), "the model must be random enough to tell prompts apart"
+def alone(checkpoint: Path, backend: str) -> list[tuple[int, ...]]:
+    with LLM(checkpoint, config=dataclasses.replace(SMALL, backend=backend)) as llm:
+        return [llm.generate([prompt], DRAW)[0].token_ids for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {},  # all at once
         {"max_batch_tokens": 7},  # chunked
         {"max_kv_tokens": 160, "max_context": 160},  # preempted
         {"max_running": 2},
         {"threads": 1},
     ],
-    ids=["chunked", "preempted", "two at a time", "one thread"],
+    ids=["batched", "chunked", "preempted", "two at a time", "one thread"],
 )
 def test_any_schedule_gives_the_same_tokens(
     checkpoint: Path, backend: str, alone: list[tuple[int, ...]], change: dict[str, int]
 ):
     with LLM(checkpoint, config=dataclasses.replace(SMALL, backend=backend, **change)) as other:
         assert [c.token_ids for c in other.generate(PROMPTS, DRAW)] == alone
+        assert len(set(alone)) == len(alone), "the model must be random enough to tell prompts apart"
         if "max_kv_tokens" in change:
             assert other.engine.scheduler.num_preempted > 0
 
@@ -149,7 +147,9 @@ def test_requests_that_make_no_sense_are_refused_in_one_line(llm: LLM):
         "max_tokens=511 does not fit": lambda: llm.chat("Hi", SamplingParams(max_tokens=511)),
         "unknown field 'contents'": lambda: llm.chat([{"role": "user", "contents": "Hi"}]),
         "role 'robot'": lambda: llm.chat([{"role": "robot", "content": "Hi"}]),
-        "1 new tokens can not hold a thought": lambda: llm.chat("Hi", SamplingParams(max_tokens=1), Thinking(mode="on")),
+        "1 new tokens can not hold a thought": lambda: llm.chat(
+            "Hi", SamplingParams(max_tokens=1), Thinking(mode="on")
+        ),
     }
     for words, call in refusals.items():
         with pytest.raises(UsageError, match=words) as caught:

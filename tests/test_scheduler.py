@@ -1,7 +1,8 @@
-"""The scheduler's contract on a pretend model: whatever runs beside a sequence, its tokens are those it has alone.
+"""The scheduler's contract on a pretend model: whatever runs beside a sequence, its tokens are those it has
+alone.
 
-In: random workloads. Out: equality of tokens, masks and finish reasons; a count of every block after every step.
-Does not know: real models.
+In: random workloads. Out: equality of tokens, masks and finish reasons; a count of every block after every
+step. Does not know: real models.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from deepfast.engine.sequence import Sequence
 from deepfast.types import ContextError
 
 
-def make_engine(num_blocks: int, block_size: int, max_batch_tokens: int, max_running: int, salt: int) -> Engine:
+def make_engine(
+    num_blocks: int, block_size: int, max_batch_tokens: int, max_running: int, salt: int
+) -> Engine:
     scheduler = Scheduler(BlockPool(num_blocks, block_size), max_batch_tokens, max_running)
     return Engine(scheduler, HashRunner(block_size, salt))
 
@@ -49,7 +52,8 @@ def random_requests(rng: random.Random) -> list[dict[str, object]]:
 
 
 def run_workload(number: int) -> int:
-    """One random workload, checked against each of its sequences alone; returns how many preemptions it had."""
+    """One random workload, checked against each of its sequences alone; returns how many preemptions it
+    had."""
     rng = random.Random(number)
     requests = random_requests(rng)
     block_size = rng.choice([1, 4, 16])
@@ -91,7 +95,9 @@ def test_a_thousand_random_workloads_equal_each_sequence_alone_and_lose_no_block
 
 def test_a_request_that_can_never_fit_is_refused_with_numbers():
     engine = make_engine(num_blocks=4, block_size=4, max_batch_tokens=8, max_running=2, salt=0)
-    with pytest.raises(ContextError, match="10 tokens and may grow by 7, 17 in all, but the KV cache holds 16"):
+    with pytest.raises(
+        ContextError, match="10 tokens and may grow by 7, 17 in all, but the KV cache holds 16"
+    ):
         engine.submit(make_sequence([1] * 10, 7))
     assert not engine.scheduler.has_work
 

@@ -77,7 +77,7 @@ def test_control_tokens_are_found_only_when_asked():
     assert len(tokenizer.control_ids) == len(CONTROL)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts)
 def test_equal_to_the_tokenizers_library(text):
     """With control=True: the ids of the genuine tokenizer.json as the library itself reads it."""

@@ -4,13 +4,19 @@ In: nothing. Out: model directories and loaded tokenizers, each made once. Does 
 """
 
 import json
+import tempfile
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import qwen_tokenizer_json
 
 from deepfast.text.tokenizer import Tokenizer
 from deepfast.types import Message, ToolCall
+
+# The same examples everywhere, and no verdict by the clock: a busy machine is not a bug.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 BUNDLED_TEMPLATE = Path(__file__).resolve().parents[1] / "deepfast" / "bundled" / "chat_template.jinja"
 CONTROL = (
@@ -54,8 +60,6 @@ def write_model_dir(path: Path, raw: object, *, template: str | None = None) -> 
 @cache
 def tiny() -> Tokenizer:
     """The tiny tokenizer, loaded."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         return Tokenizer.from_dir(write_model_dir(Path(folder), tiny_json()))
 

@@ -1,8 +1,8 @@
 """The loop: schedule, run, update; and the one thread that turns it.
 
 In: sequences through `submit`, from any thread. Out: their deltas, through each sequence's `emit`, from the
-engine's thread. Every sequence that was submitted ends in exactly one finish_reason, and its blocks are free again.
-Does not know: messages, templates, weights.
+engine's thread. Every sequence that was submitted ends in exactly one finish_reason, and its blocks are free
+again. Does not know: messages, templates, weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class StepOutput(NamedTuple):
 
 
 class Engine:
-    """`step` may be called by hand (tests); `start` hands it to a thread that sleeps while there is no work."""
+    """`step` may be called by hand (tests); `start` hands it to a thread that sleeps while there is no
+    work."""
 
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self.scheduler, self.runner = scheduler, runner
@@ -46,8 +47,9 @@ class Engine:
         need, have = seq.num_prompt + seq.max_new, self.scheduler.pool.num_positions
         if need > have:
             raise ContextError(
-                f"the prompt has {seq.num_prompt} tokens and may grow by {seq.max_new}, {need} in all, but the KV cache "
-                f"holds {have}. Ask for at most {max(have - seq.num_prompt, 0)} tokens or give the cache more memory."
+                f"the prompt has {seq.num_prompt} tokens and may grow by {seq.max_new}, {need} in all, "
+                f"but the KV cache holds {have}. Ask for at most {max(have - seq.num_prompt, 0)} tokens "
+                "or enlarge the cache."
             )
         with self._wake:
             if self._closing:
@@ -76,7 +78,7 @@ class Engine:
         if not chunks:
             return StepOutput([], 0, len(self.scheduler.running))
         finished = self.scheduler.update(chunks, self.runner.run(chunks))
-        return StepOutput(finished, sum(c.count for c in chunks), len(self.scheduler.running))
+        return StepOutput(finished, sum(c.num_tokens for c in chunks), len(self.scheduler.running))
 
     def _take_in(self) -> None:
         with self._wake:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..backend.base import Backend
-from ..backend.cpu import CpuBackend, available_cpus, free_memory
+from ..backend.cpu import CpuBackend, available_cpus
+from ..backend.machine import free_memory
 from ..backend.reference import ReferenceBackend
 from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
 from ..model import hub
@@ -55,8 +56,8 @@ Tools = abc.Sequence[Mapping[str, Any]]
 class LLM:
     """A loaded model with its engine. Thread-safe: any number of threads may chat at once and share batches.
 
-    model: None (the bundled model) or a directory in Hugging Face format. quantize: pack the weights as "q8" or
-    "q4" while loading; None keeps them as stored. Raises ModelError when the model cannot be loaded.
+    model: None (the bundled model) or a directory in Hugging Face format. quantize: pack the weights as "q8"
+    or "q4" while loading; None keeps them as stored. Raises ModelError when the model cannot be loaded.
     """
 
     def __init__(
@@ -83,10 +84,15 @@ class LLM:
         pool = BlockPool(-(-settings.max_kv_tokens // BLOCK_SIZE), BLOCK_SIZE)
         num_valid = min(self.tokenizer.num_ids, self.config.vocab_size)
         runner = Runner(decoder, backend, pool.num_blocks, settings.kv, num_valid)
-        self._path, self._template = path, None if not ChatTemplate.exists(path) else self._load_template(path)
+        self._path, self._template = (
+            path,
+            None if not ChatTemplate.exists(path) else self._load_template(path),
+        )
         self.max_context: int = settings.max_context
         self._ids = _control_ids(self.tokenizer, checkpoint.eos_ids)
-        self._text_ids = {t: tuple(self.tokenizer.encode(t, control=True)) for t in ("<think>\n", CLOSE, STOP_SENTENCE)}
+        self._text_ids = {
+            t: tuple(self.tokenizer.encode(t, control=True)) for t in ("<think>\n", CLOSE, STOP_SENTENCE)
+        }
         self.engine = Engine(Scheduler(pool, settings.max_batch_tokens, settings.max_running), runner)
         self.engine.start()
         self.close = weakref.finalize(self, self.engine.close)
@@ -136,7 +142,8 @@ class LLM:
     def generate(
         self, prompts: abc.Sequence[abc.Sequence[int]], params: SamplingParams | None = None
     ) -> list[Completion]:
-        """Ids in, ids out, batched: no template, no thinking control. Raises UsageError for an empty prompt."""
+        """Ids in, ids out, batched: no template, no thinking control. Raises UsageError for an empty
+        prompt."""
         wanted = params or SamplingParams()
         sequences = []
         for number, prompt in enumerate(prompts):
@@ -147,7 +154,9 @@ class LLM:
             stream = ChatStream(self)
             machine = PhaseMachine(self._ids, prompt)
             resolved = resolve_sampling(wanted, thinking=True)
-            sequences.append((stream, self._sequence(list(prompt), resolved, Thinking(), machine, None, stream.emit)))
+            sequences.append(
+                (stream, self._sequence(list(prompt), resolved, Thinking(), machine, None, stream.emit))
+            )
         for stream, seq in sequences:
             stream.start(seq)
         return [stream.result() for stream, _ in sequences]
@@ -160,7 +169,8 @@ class LLM:
         tools: Tools | None,
         emit: Emit,
     ) -> Sequence:
-        """Render, encode and check a request. Raises UsageError (ControlError, ContextError) if it cannot run."""
+        """Render, encode and check a request. Raises UsageError (ControlError, ContextError) if it cannot
+        run."""
         turns, asked = as_messages(messages), thinking or Thinking()
         plan = resolve_thinking(asked, self.template.modes.kind, turns)
         prompt = self.template.encode(turns, tools=tools, enable_thinking=plan.enable_thinking)
@@ -274,7 +284,8 @@ class ChatStream:
 
 
 class AsyncLLM:
-    """The same model for an event loop. Wraps an LLM; its engine thread is shared, its callers may be many."""
+    """The same model for an event loop. Wraps an LLM; its engine thread is shared, its callers may be
+    many."""
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
@@ -370,7 +381,9 @@ def as_messages(messages: Messages) -> list[Message]:
 def _message(raw: Mapping[str, Any]) -> Message:
     known = {"role", "content", "reasoning", "reasoning_content", "tool_calls", "tool_call_id", "name"}
     if extra := set(raw) - known:
-        raise UsageError(f"a message has the unknown field {sorted(extra)[0]!r}. Use {', '.join(sorted(known))}.")
+        raise UsageError(
+            f"a message has the unknown field {sorted(extra)[0]!r}. Use {', '.join(sorted(known))}."
+        )
     content = raw.get("content")
     if content is not None and not isinstance(content, str):
         raise UsageError(f"a message's content is {type(content).__name__}. Give text.")

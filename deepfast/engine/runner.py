@@ -18,7 +18,9 @@ from .scheduler import Chunk
 class Runner:
     """A decoder with its KV cache. `num_valid`: ids at or above it are padding rows, never sampled."""
 
-    def __init__(self, decoder: Decoder, backend: Backend, num_blocks: int, kv: KVFormat, num_valid: int) -> None:
+    def __init__(
+        self, decoder: Decoder, backend: Backend, num_blocks: int, kv: KVFormat, num_valid: int
+    ) -> None:
         self.decoder, self.backend, self.num_valid = decoder, backend, num_valid
         self.cache = decoder.new_cache(num_blocks, kv)
 

@@ -1,8 +1,8 @@
 """Decides which tokens run next.
 
-There is no prefill phase and no decode phase: a new prompt, a piece of it, a preempted request, forced text and the
-last sampled token are all just pending tokens. In: sequences. Out: chunks of at most `max_batch_tokens` tokens
-in all, with their blocks reserved. Does not know: models, text, threads.
+There is no prefill phase and no decode phase: a new prompt, a piece of it, a preempted request, forced text
+and the last sampled token are all just pending tokens. In: sequences. Out: chunks of at most
+`max_batch_tokens` tokens in all, with their blocks reserved. Does not know: models, text, threads.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from .sequence import Sequence
 
 
 class Chunk(NamedTuple):
-    """Run tokens[num_computed : num_computed + count] of `seq`."""
+    """Run tokens[num_computed : num_computed + num_tokens] of `seq`."""
 
     seq: Sequence
-    count: int
+    num_tokens: int
 
     @property
     def completes(self) -> bool:
         """After this chunk nothing is pending, so the logits of its last row choose the next token."""
-        return self.count == self.seq.num_pending
+        return self.num_tokens == self.seq.num_pending
 
 
 class Scheduler:
-    """First come, first served; when blocks run out the newest request steps back and is computed again later."""
+    """First come, first served; when blocks run out the newest request steps back and is computed again
+    later."""
 
     def __init__(self, pool: BlockPool, max_batch_tokens: int, max_running: int) -> None:
         self.pool, self.max_batch_tokens, self.max_running = pool, max_batch_tokens, max_running
@@ -68,7 +69,8 @@ class Scheduler:
         return chunks
 
     def _reserve_by_preemption(self, seq: Sequence, num_tokens: int) -> bool:
-        """Reserve, taking blocks from the newest requests if need be; False when `seq` itself had to step back."""
+        """Reserve, taking blocks from the newest requests if need be; False when `seq` itself had to step
+        back."""
         while not self.pool.reserve(seq, num_tokens):
             victim = self.running.pop()
             self.pool.release(victim)
@@ -83,7 +85,7 @@ class Scheduler:
         finished = []
         for chunk, token in zip(chunks, next_tokens, strict=True):
             seq = chunk.seq
-            seq.num_computed += chunk.count
+            seq.num_computed += chunk.num_tokens
             if token is not None:
                 seq.append_sampled(token)
             if seq.finish_reason:

@@ -1,8 +1,8 @@
 """One request inside the engine: its tokens, how far they are computed, and what has come out of them.
 
-In: a rendered prompt and resolved parameters, then one sampled token at a time. Out: deltas through `emit`, and a
-Completion at the end. Its invariant: the engine's only job is to make `num_computed` catch up with len(tokens).
-Does not know: other sequences, blocks' contents, models.
+In: a rendered prompt and resolved parameters, then one sampled token at a time. Out: deltas through `emit`,
+and a Completion at the end. Its invariant: the engine's only job is to make `num_computed` catch up with
+len(tokens). Does not know: other sequences, blocks' contents, models.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class Sequence:
             self.must_answer = False
 
     def _close_tool_call(self) -> list[Delta]:
-        """A call that is good JSON becomes a ToolCall; anything else is passed on as content, never dropped."""
+        """A call that is good JSON becomes a ToolCall; anything else is passed on as content, never
+        dropped."""
         text = self.stream.decode(self.tool_ids)
         self.tool_ids = []
         try:

