@@ -1,0 +1,175 @@
+"""Trains the bundled model, from nothing to the files in `deepfast/bundled/`: `python recipes/nano.py`.
+
+In: no data but a seed (problems are generated). Out: tokenizer, configuration and q8 weights; checkpoints
+under `--work`, from which an interrupted run goes on. It takes at most 90 minutes on two CPU cores; a GPU is
+used when present. It knows nothing of the engine; `recipes/nano_card.py` measures the result with it.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from nano_data import TASK_SHARES, Document, Writer, pack, train_tokenizer
+from nano_export import export
+from nano_model import Nano, NanoConfig, document_mask, optimisers
+from tokenizers import Tokenizer
+from torch import Tensor
+
+ROW_LENGTH = 320
+FEW_ROWS, MANY_ROWS = 12, 24  # rows of a step before and during the decay
+DOCUMENTS_PER_CHUNK = 4000
+MUON_RATE = ADAM_RATE = 5e-3
+TOTAL_TOKENS = 16_000_000
+WARMUP_TOKENS = 200_000
+DECAY_FROM = 0.62  # share of the tokens after which the learning rate falls linearly
+LAST_RATE = 0.02  # share of the peak learning rate at the end
+STAGES: tuple[tuple[int, dict[str, float]], ...] = (  # (from token, task shares)
+    (0, TASK_SHARES),
+    (1_900_000, {"product": 0.18, "sum": 0.13, "difference": 0.15, "letters": 0.36, "sorting": 0.18}),
+)
+
+
+@dataclass
+class Progress:
+    tokens: int = 0
+    steps: int = 0
+    chunk: int = 0
+    chunk_began: int = 0  # tokens when the chunk was begun
+    row: int = 0  # rows of the chunk already used
+    seconds: float = 0.0
+
+
+class Rows:
+    """The endless training rows, chunk after chunk; equal progress gives equal rows."""
+
+    def __init__(self, tokenizer: Tokenizer, progress: Progress) -> None:
+        self.tokenizer, self.progress = tokenizer, progress
+        self.rows = self._make()
+
+    def _make(self) -> list[list[Document]]:
+        seed = 1_000 + self.progress.chunk
+        shares = [shares for start, shares in STAGES if start <= self.progress.chunk_began][-1]
+        writer = Writer(self.tokenizer, seed, shares)
+        rows = pack([writer.document() for _ in range(DOCUMENTS_PER_CHUNK)], ROW_LENGTH)
+        random.Random(seed).shuffle(rows)
+        return rows
+
+    def take(self, count: int) -> list[list[Document]]:
+        if self.progress.row + count > len(self.rows):
+            self.progress.chunk, self.progress.row = self.progress.chunk + 1, 0
+            self.progress.chunk_began = self.progress.tokens
+            self.rows = self._make()
+        start = self.progress.row
+        self.progress.row += count
+        return self.rows[start : start + count]
+
+
+def collate(rows: list[list[Document]], device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, document numbers and labels (-100: not learned) of packed rows, each [B, S]."""
+    tokens, numbers, labels = ([[fill] * ROW_LENGTH for _ in rows] for fill in (0, -1, -100))
+    for index, row in enumerate(rows):
+        start = 0
+        for number, document in enumerate(row):
+            size = len(document.tokens)
+            tokens[index][start : start + size] = document.tokens
+            numbers[index][start : start + size] = [number] * size
+            labels[index][start : start + size - 1] = [
+                token if learned else -100
+                for token, learned in zip(document.tokens[1:], document.mask[1:], strict=True)
+            ]
+            start += size
+    return torch.tensor(tokens).to(device), torch.tensor(numbers).to(device), torch.tensor(labels).to(device)
+
+
+def rate_at(tokens: int, total: int) -> float:
+    """The share of the peak learning rate: warm up, stay, fall."""
+    done = tokens / total
+    fall = 1.0 if done < DECAY_FROM else max(LAST_RATE, (1 - done) / (1 - DECAY_FROM))
+    return min(1.0, (tokens + 1) / WARMUP_TOKENS) * fall
+
+
+def train_steps(model: Nano, opts: list[Any], rows: Rows, total: int, device: str) -> Iterator[float]:
+    """One optimiser step per item, until `total` tokens; yields the loss."""
+    progress = rows.progress
+    while progress.tokens < total:
+        count = FEW_ROWS if progress.tokens < DECAY_FROM * total else MANY_ROWS
+        tokens, numbers, labels = collate(rows.take(count), device)
+        wanted = (labels.flatten() >= 0).nonzero()[:, 0]
+        loss = F.cross_entropy(model(tokens, document_mask(numbers), wanted), labels.flatten()[wanted])
+        loss.backward()
+        for optimiser in opts:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * rate_at(progress.tokens, total)
+            optimiser.step()
+            optimiser.zero_grad()
+        progress.tokens += tokens.numel()
+        progress.steps += 1
+        yield loss.item()
+
+
+def save(path: Path, model: Nano, opts: list[Any], progress: Progress) -> None:
+    state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "progress": vars(progress)}
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def restore(path: Path, model: Nano, opts: list[Any]) -> Progress:
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimiser, saved in zip(opts, state["opts"], strict=True):
+        peaks = [group["peak"] for group in optimiser.param_groups]
+        optimiser.load_state_dict(saved)
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["peak"] = peak
+    return Progress(**state["progress"])
+
+
+def train(model: Nano, tokenizer: Tokenizer, total: int, work: Path, device: str) -> Progress:
+    opts = optimisers(model, muon_rate=MUON_RATE, adam_rate=ADAM_RATE)
+    checkpoint = work / "checkpoint.pt"
+    progress = restore(checkpoint, model, opts) if checkpoint.exists() else Progress()
+    began, seconds_before, saved, losses = time.monotonic(), progress.seconds, time.monotonic(), []
+    for loss in train_steps(model, opts, Rows(tokenizer, progress), total, device):
+        losses.append(loss)
+        progress.seconds = seconds_before + time.monotonic() - began
+        if progress.steps % 20 == 0:
+            mean = sum(losses[-20:]) / len(losses[-20:])
+            print(
+                f"step {progress.steps} tokens {progress.tokens / 1e6:.2f}M of {total / 1e6:.1f}M "
+                f"loss {mean:.4f} {progress.seconds:.0f}s",
+                flush=True,
+            )
+        if time.monotonic() - saved > 120:
+            save(checkpoint, model, opts, progress)
+            saved = time.monotonic()
+    save(checkpoint, model, opts, progress)
+    return progress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("deepfast/bundled"), help="model directory")
+    parser.add_argument("--work", type=Path, default=Path("build/nano"), help="checkpoints")
+    parser.add_argument("--tokens", type=int, default=TOTAL_TOKENS, help="training tokens in all")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = train_tokenizer()
+    model = Nano(NanoConfig(vocab_size=tokenizer.get_vocab_size())).to(device)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
+    progress = train(model, tokenizer, args.tokens, args.work, device)
+    export(model.cpu(), tokenizer, args.out)
+    print(f"{progress.tokens:,} tokens in {progress.seconds / 60:.1f} minutes; written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
