@@ -1,18 +1,19 @@
 // Causal attention of any number of new rows per sequence over paged keys and values, grouped-query aware.
 //
-// In: queries [N, H C], the cache (this layer's new keys and values already stored), the batch. Out: [N, H C].
-// Work is cut into (sequence, KV head, tile of query rows); a query row is one (new token, query head of the group), and
-// all rows of a tile share each block of keys and values that is read. Lanes are positions for the scores and dimensions
-// for the values, the softmax is online, in steps of 4 blocks from position 0, so that a row's result does not depend on
-// its tile. Splitting one sequence's context over threads would cut the loop over steps and merge (peak, total, out).
+// In: queries [N, H C], the cache (this layer's new keys and values already stored), the batch. Out: [N, H
+// C]. Work is cut into (sequence, KV head, tile of query rows); a query row is one (new token, query head of
+// the group), and all rows of a tile share each block of keys and values that is read. Lanes are positions
+// for the scores and dimensions for the values, the softmax is online, in steps of 4 blocks from position 0,
+// so that a row's result does not depend on its tile. Splitting one sequence's context over threads would cut
+// the loop over steps and merge (peak, total, out).
 #include "kernels.h"
 
 namespace deepfast::DF_ISA {
 namespace {
 
-constexpr int kTileQueries = 32;              // query rows of one piece of work
-constexpr int kStepBlocks = 4;                // blocks per online-softmax step
-constexpr int kStep = kStepBlocks * kLanes;   // positions per step
+constexpr int kTileQueries = 32;             // query rows of one piece of work
+constexpr int kStepBlocks = 4;               // blocks per online-softmax step
+constexpr int kStep = kStepBlocks * kLanes;  // positions per step
 
 // One piece of work in scratch memory; rows are ordered by position.
 struct Tile {
@@ -62,7 +63,8 @@ DF_INLINE void score(const Tile& tile, int row, const E* keys, const size_t* blo
         for (int b = 0; b < B; ++b) store(scores + t * kStep + b * kLanes, acc[t][b]);
 }
 
-// scores [64] of one row to weights; `seen` of them count, the rest become 0. Rescales the row's output on a new peak.
+// scores [64] of one row to weights; `seen` of them count, the rest become 0. Rescales the row's output on a
+// new peak.
 void soften(Tile& tile, int row, int seen, float* scores) {
     const int vectors = (seen + kLanes - 1) / kLanes;
     for (int j = seen; j < kStep; ++j) scores[j] = -INFINITY;
@@ -84,10 +86,11 @@ void soften(Tile& tile, int row, int seen, float* scores) {
     for (int j = vectors * kLanes; j < kStep; ++j) scores[j] = 0.0f;
 }
 
-// out[t, columns] += sum over `count` positions of weights[t, j] * values[j, columns], V vectors of 16 columns
+// out[t, columns] += sum over `count` positions of weights[t, j] * values[j, columns], V vectors of 16
+// columns
 template <class E, int T, int V>
-DF_INLINE void gather(const Tile& tile, int row, const E* values, const size_t* blocks, int count, const float* weights,
-                      int column) {
+DF_INLINE void gather(const Tile& tile, int row, const E* values, const size_t* blocks, int count,
+                      const float* weights, int column) {
     Floats acc[T][V];
     float* out = tile.out + static_cast<size_t>(row) * tile.stride + column;
     DF_UNROLL
@@ -193,8 +196,7 @@ void store_tile(const Job& job, const Place& place, const Tile& tile) {
         float* y = job.y + offset_of(job, place, i);
         const float* out = tile.out + static_cast<size_t>(i) * tile.stride;
         const Floats scale = set(1.0f / tile.total[i]);
-        for (int d = 0; d < tile.dim; d += kLanes)
-            store_part(y + d, mul(load(out + d), scale), tile.dim - d);
+        for (int d = 0; d < tile.dim; d += kLanes) store_part(y + d, mul(load(out + d), scale), tile.dim - d);
     }
 }
 
@@ -212,8 +214,8 @@ void run_tile(const Job& job, const Place& place, Tile& tile) {
             const auto block = static_cast<size_t>(table[first / kLanes + b]);
             step.blocks[b] = ((layer + block) * heads + static_cast<size_t>(place.kv_head)) * size;
         }
-        attend_rows<E, kAttentionRows>(tile, 0, static_cast<const E*>(cache.keys), static_cast<const E*>(cache.values),
-                                       step);
+        attend_rows<E, kAttentionRows>(tile, 0, static_cast<const E*>(cache.keys),
+                                       static_cast<const E*>(cache.values), step);
     }
 }
 
@@ -246,8 +248,8 @@ size_t attention_scratch(const Pool& pool, const Cache& cache) {
     return one.used * static_cast<size_t>(pool.threads());
 }
 
-void attention(Pool& pool, const float* q, int heads, const Cache& cache, int layer, const BatchView& batch, float* y,
-               void* scratch) {
+void attention(Pool& pool, const float* q, int heads, const Cache& cache, int layer, const BatchView& batch,
+               float* y, void* scratch) {
     const Job job{q, y, heads, &cache, layer, &batch};
     const int group = heads / cache.heads;
     int items = 0;

@@ -1,4 +1,5 @@
-// The native objects that Python holds (Matrix, KVCache, Batch, Core) and the checks of their making. For bind.cpp alone.
+// The native objects that Python holds (Matrix, KVCache, Batch, Core) and the checks of their making. For
+// bind.cpp alone.
 //
 // In: numpy arrays and plain numbers, none of them trusted. Out: views that the kernels may trust.
 #pragma once
@@ -33,7 +34,9 @@ constexpr int64_t kMaxSize = int64_t{1} << 30;  // of any one dimension; product
 [[noreturn]] void fail(const std::string& text) { throw nb::value_error(text.c_str()); }
 
 void require(bool ok, const char* what, int64_t got, const char* rule, int64_t limit) {
-    if (!ok) fail(std::string(what) + "=" + std::to_string(got) + "; expected " + rule + " " + std::to_string(limit));
+    if (!ok)
+        fail(std::string(what) + "=" + std::to_string(got) + "; expected " + rule + " " +
+             std::to_string(limit));
 }
 void same(const char* what, size_t got, size_t wanted) {
     require(got == wanted, what, static_cast<int64_t>(got), "exactly", static_cast<int64_t>(wanted));
@@ -60,7 +63,8 @@ Format format_named(const std::string& name) {
 class Buffer {
   public:
     Buffer() = default;
-    Buffer(size_t bytes, bool zeroed) : raw_(zeroed ? std::calloc(1, bytes + 64) : std::malloc(bytes + 64)), bytes_(bytes) {
+    Buffer(size_t bytes, bool zeroed)
+        : raw_(zeroed ? std::calloc(1, bytes + 64) : std::malloc(bytes + 64)), bytes_(bytes) {
         if (!raw_) throw std::bad_alloc();
     }
     Buffer(Buffer&& o) noexcept : raw_(std::exchange(o.raw_, nullptr)), bytes_(o.bytes_) {}
@@ -91,7 +95,8 @@ struct Matrix {
         packed = Packed{const_cast<uint8_t*>(buffer.data()), format_named(format), check(experts, "experts"),
                         check(rows, "rows"), check(columns, "columns")};
         same("bytes of a packed matrix", buffer.size(), bytes(packed));
-        if (reinterpret_cast<uintptr_t>(packed.data) % 64 != 0) fail("a packed matrix must start on 64 bytes");
+        if (reinterpret_cast<uintptr_t>(packed.data) % 64 != 0)
+            fail("a packed matrix must start on 64 bytes");
     }
 
     static int32_t check(int64_t size, const char* what) {
@@ -123,8 +128,13 @@ struct KVCache {
         const size_t bytes = static_cast<size_t>(layers * blocks * heads * dim) * kLanes * (half ? 2 : 4);
         keys = Buffer(bytes, true);
         values = Buffer(bytes, true);
-        cache = Cache{keys.data(), values.data(), half, static_cast<int32_t>(layers), static_cast<int32_t>(blocks),
-                      static_cast<int32_t>(heads), static_cast<int32_t>(dim)};
+        cache = Cache{keys.data(),
+                      values.data(),
+                      half,
+                      static_cast<int32_t>(layers),
+                      static_cast<int32_t>(blocks),
+                      static_cast<int32_t>(heads),
+                      static_cast<int32_t>(dim)};
     }
 };
 
@@ -146,8 +156,10 @@ struct Batch {
         same("starts[0]", static_cast<size_t>(starts[0]), 0);
         same("starts[-1]", static_cast<size_t>(starts[s]), n);
         for (size_t i = 0; i < s; ++i) check_sequence(i, tables.shape(1));
-        view = BatchView{static_cast<int32_t>(n), static_cast<int32_t>(s), static_cast<int32_t>(tables.shape(1)),
-                         positions.data(), sequence_of.data(), starts.data(), context_lens.data(), block_tables.data()};
+        view =
+            BatchView{static_cast<int32_t>(n), static_cast<int32_t>(s), static_cast<int32_t>(tables.shape(1)),
+                      positions.data(),        sequence_of.data(),      starts.data(),
+                      context_lens.data(),     block_tables.data()};
     }
 
     void check_sequence(size_t s, size_t width) {

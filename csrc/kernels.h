@@ -1,4 +1,5 @@
-// What the kernel files of one ISA share with each other: the ops of ops.h, and the pieces that MoE is put together from.
+// What the kernel files of one ISA share with each other: the ops of ops.h, and the pieces that MoE is put
+// together from.
 #pragma once
 
 #include "layout.h"

@@ -1,4 +1,5 @@
-// Where things lie inside a packed matrix (the picture is at `Packed` in ops.h). Sizes and offsets only, no data.
+// Where things lie inside a packed matrix (the picture is at `Packed` in ops.h). Sizes and offsets only, no
+// data.
 #pragma once
 
 #include "ops.h"
@@ -10,12 +11,12 @@ static inline bool is_grouped(Format f) { return f == Format::q8 || f == Format:
 
 // One packed matrix: how many panels and groups, and the byte offsets of its parts.
 struct Layout {
-    int panels;         // P
-    int groups;         // Q, 0 for f32 and bf16
-    size_t panel;       // bytes of values or codes in a panel
-    size_t scales;      // offset of the scales
-    size_t minimums;    // offset of the minimums
-    size_t bytes;       // of the whole matrix, a multiple of 64
+    int panels;       // P
+    int groups;       // Q, 0 for f32 and bf16
+    size_t panel;     // bytes of values or codes in a panel
+    size_t scales;    // offset of the scales
+    size_t minimums;  // offset of the minimums
+    size_t bytes;     // of the whole matrix, a multiple of 64
 };
 
 static inline Layout layout_of(Format format, int rows, int columns) {

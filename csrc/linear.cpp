@@ -1,8 +1,9 @@
 // y = x w^T (+ bias) for every weight format, one row or many, over panels of 16 weight rows.
 //
-// In: activations [N, K], packed weights. Out: [N, M]. For q8 and q4 the activations are quantised to int8 per row and
-// group of 32; int8 products are summed exactly, then scaled and added in float, group after group. Each output is
-// summed in the same order whatever tile computes it, so a row's result never depends on the rows beside it.
+// In: activations [N, K], packed weights. Out: [N, M]. For q8 and q4 the activations are quantised to int8
+// per row and group of 32; int8 products are summed exactly, then scaled and added in float, group after
+// group. Each output is summed in the same order whatever tile computes it, so a row's result never depends
+// on the rows beside it.
 #include "kernels.h"
 
 namespace deepfast::DF_ISA {
@@ -33,7 +34,7 @@ void quantise_row(const Inputs& in, size_t row, int k, int groups) {
     }
 }
 
-// T rows of inputs, P panels of weights: what a tile reads.
+// The T rows of inputs that a tile reads.
 template <int T>
 struct QuantisedRows {
     const int8_t* codes[T];
@@ -49,6 +50,7 @@ struct QuantisedRows {
     }
 };
 
+// The packed matrix that it reads, P panels at a time.
 struct Matrix {
     const uint8_t* data;  // codes or values of panel 0
     const Half* scales;
@@ -58,23 +60,24 @@ struct Matrix {
     int columns;    // K
 };
 
-struct Q4 {
-    template <int T, int P>
-    DF_INLINE void dot_group(const uint8_t* const (&w)[P], const QuantisedRows<T>& x, size_t g, NibbleDot (&sums)[T][P]) {
-        for (int v = 0; v < 4; ++v) {
-            Nibbles low[P], high[P];
+// Adds the products of one group of 32 to sums[t][c], exactly.
+template <int T, int P>
+DF_INLINE void dot_nibbles(const uint8_t* const (&w)[P], const QuantisedRows<T>& x, size_t g,
+                           NibbleDot (&sums)[T][P]) {
+    for (int v = 0; v < 4; ++v) {
+        Nibbles low[P], high[P];
+        DF_UNROLL
+        for (int c = 0; c < P; ++c)
+            load_nibbles(w[c] + g * 256 + static_cast<size_t>(v) * 64, low[c], high[c]);
+        DF_UNROLL
+        for (int t = 0; t < T; ++t) {
+            const int8_t* at = x.codes[t] + g * kGroup + 8 * v;
+            const int32_t x0 = load_word(at), x1 = load_word(at + 4);
             DF_UNROLL
-            for (int c = 0; c < P; ++c) load_nibbles(w[c] + g * 256 + static_cast<size_t>(v) * 64, low[c], high[c]);
-            DF_UNROLL
-            for (int t = 0; t < T; ++t) {
-                const int8_t* at = x.codes[t] + g * kGroup + 8 * v;
-                const int32_t x0 = load_word(at), x1 = load_word(at + 4);
-                DF_UNROLL
-                for (int c = 0; c < P; ++c) sums[t][c] = dot(dot(sums[t][c], low[c], x0), high[c], x1);
-            }
+            for (int c = 0; c < P; ++c) sums[t][c] = dot(dot(sums[t][c], low[c], x0), high[c], x1);
         }
     }
-};
+}
 
 template <bool kMinimums, int T, int P>
 DF_INLINE void tile_q4(const Matrix& m, size_t p, const Inputs& in, const size_t* rows, Floats (&acc)[T][P]) {
@@ -86,7 +89,7 @@ DF_INLINE void tile_q4(const Matrix& m, size_t p, const Inputs& in, const size_t
         DF_UNROLL
         for (int t = 0; t < T; ++t)
             for (int c = 0; c < P; ++c) sums[t][c] = NibbleDot::zero();
-        Q4::dot_group<T, P>(w, x, g, sums);
+        dot_nibbles<T, P>(w, x, g, sums);
         DF_UNROLL
         for (int c = 0; c < P; ++c) {
             const size_t at = ((p + static_cast<size_t>(c)) * m.groups + g) * kLanes;
@@ -97,7 +100,8 @@ DF_INLINE void tile_q4(const Matrix& m, size_t p, const Inputs& in, const size_t
                 const int32_t centre = kMinimums ? 0 : 8 * x.sums[t][g];
                 acc[t][c] = fma(to_float(finish(sums[t][c], centre)), mul(scale, set(sx)), acc[t][c]);
                 if (kMinimums)
-                    acc[t][c] = fma(load(m.minimums + at), set(sx * static_cast<float>(x.sums[t][g])), acc[t][c]);
+                    acc[t][c] =
+                        fma(load(m.minimums + at), set(sx * static_cast<float>(x.sums[t][g])), acc[t][c]);
             }
         }
     }
@@ -126,17 +130,20 @@ DF_INLINE void tile_q8(const Matrix& m, size_t p, const Inputs& in, const size_t
             const Floats scale = load(m.scales + ((p + static_cast<size_t>(c)) * m.groups + g) * kLanes);
             DF_UNROLL
             for (int t = 0; t < T; ++t)
-                acc[t][c] = fma(to_float(finish(sums[t][c], x.sums[t][g])), mul(scale, set(x.scales[t][g])), acc[t][c]);
+                acc[t][c] = fma(to_float(finish(sums[t][c], x.sums[t][g])), mul(scale, set(x.scales[t][g])),
+                                acc[t][c]);
         }
     }
 }
 
 template <class E, int T, int P>
-DF_INLINE void tile_plain(const Matrix& m, size_t p, const Inputs& in, const size_t* rows, Floats (&acc)[T][P]) {
+DF_INLINE void tile_plain(const Matrix& m, size_t p, const Inputs& in, const size_t* rows,
+                          Floats (&acc)[T][P]) {
     const float* x[T];
     const E* w[P];
     for (int t = 0; t < T; ++t) x[t] = in.floats + rows[t] * in.stride;
-    for (int c = 0; c < P; ++c) w[c] = reinterpret_cast<const E*>(m.data + (p + static_cast<size_t>(c)) * m.panel);
+    for (int c = 0; c < P; ++c)
+        w[c] = reinterpret_cast<const E*>(m.data + (p + static_cast<size_t>(c)) * m.panel);
     for (int k = 0; k < m.columns; ++k) {
         Floats values[P];
         DF_UNROLL
@@ -186,8 +193,12 @@ template <Format kFormat>
 void multiply_format(const Product& job, int first, int last) {
     const Layout l = layout_of(job.w.format, job.w.rows, job.w.columns);
     const uint8_t* base = matrix_of(job.w, job.expert);
-    const Matrix m{base, reinterpret_cast<const Half*>(base + l.scales), reinterpret_cast<const Half*>(base + l.minimums),
-                   l.panel, static_cast<size_t>(l.groups), job.w.columns};
+    const Matrix m{base,
+                   reinterpret_cast<const Half*>(base + l.scales),
+                   reinterpret_cast<const Half*>(base + l.minimums),
+                   l.panel,
+                   static_cast<size_t>(l.groups),
+                   job.w.columns};
     int p = first;
     if (job.n == 1) {
         for (; p + kStreamPanels <= last; p += kStreamPanels) tile<kFormat, 1, kStreamPanels>(job, m, p, 0);

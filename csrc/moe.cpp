@@ -1,7 +1,8 @@
-// Mixture of experts: softmax and top-k of the router, tokens grouped by expert, the experts' matrices, and the sum.
+// Mixture of experts: softmax and top-k of the router, tokens grouped by expert, the experts' matrices, and
+// the sum.
 //
-// In: rows [N, D], router logits [N, E], packed experts. Out: [N, D]. One pass over all experts per stage, cut into chunks
-// of (expert, panels), so that a few large and many small experts load the threads alike.
+// In: rows [N, D], router logits [N, E], packed experts. Out: [N, D]. One pass over all experts per stage,
+// cut into chunks of (expert, panels), so that a few large and many small experts load the threads alike.
 #include "kernels.h"
 
 namespace deepfast::DF_ISA {
@@ -54,7 +55,8 @@ void softmax(const float* logits, int count, float* shares) {
     for (int i = 0; i < count; ++i) shares[i] /= total;
 }
 
-// The top_k largest shares, the lower id on a tie; NaN shares are still given ids, so that they reach the output.
+// The top_k largest shares, the lower id on a tie; NaN shares are still given ids, so that they reach the
+// output.
 void choose(const float* shares, int experts, int top_k, bool normalise, int32_t* chosen, float* weights) {
     float total = 0.0f;
     for (int slot = 0; slot < top_k; ++slot) {
@@ -93,8 +95,8 @@ int group_pairs(const Work& w, int n, int top_k, int experts) {
 }
 
 // One matrix of every active expert over its pairs: y [pairs, M]; `gather` says which input row a pair reads.
-void run_experts(Pool& pool, const Work& w, int active, const Packed& matrix, const Inputs& inputs, bool gather,
-                 const int32_t* identity, float* y) {
+void run_experts(Pool& pool, const Work& w, int active, const Packed& matrix, const Inputs& inputs,
+                 bool gather, const int32_t* identity, float* y) {
     const int panels = (matrix.rows + kLanes - 1) / kLanes;
     const int size = panels_per_chunk(panels, pool.threads());
     const int chunks = count_chunks(panels, size);
@@ -102,7 +104,12 @@ void run_experts(Pool& pool, const Work& w, int active, const Packed& matrix, co
         const int expert = w.active[item / chunks], first = w.offsets[expert];
         const Span span = span_of(item % chunks, size, panels);
         const int32_t* row = (gather ? w.token_of : identity) + first;
-        const Product job{&inputs, row, w.offsets[expert + 1] - first, matrix, expert, nullptr,
+        const Product job{&inputs,
+                          row,
+                          w.offsets[expert + 1] - first,
+                          matrix,
+                          expert,
+                          nullptr,
                           y + static_cast<size_t>(first) * static_cast<size_t>(matrix.rows)};
         multiply(job, span.first, span.last);
     });
@@ -112,7 +119,8 @@ void run_experts(Pool& pool, const Work& w, int active, const Packed& matrix, co
 void combine(const Work& w, int token, int top_k, int d, float* y) {
     memset(y, 0, static_cast<size_t>(d) * sizeof(float));
     for (int slot = 0; slot < top_k; ++slot) {
-        const size_t pair = static_cast<size_t>(token) * static_cast<size_t>(top_k) + static_cast<size_t>(slot);
+        const size_t pair =
+            static_cast<size_t>(token) * static_cast<size_t>(top_k) + static_cast<size_t>(slot);
         const float* row = w.outer + static_cast<size_t>(w.place[pair]) * static_cast<size_t>(d);
         const Floats weight = set(w.weights[pair]);
         for (int i = 0; i < d; i += kLanes)
@@ -129,8 +137,8 @@ size_t moe_scratch(const Packed& gate_up, const Packed& down, int n, int top_k) 
     return count.used;
 }
 
-void moe(Pool& pool, const float* x, const float* router, int n, const Packed& gate_up, const Packed& down, int top_k,
-         bool normalise, float* y, void* scratch) {
+void moe(Pool& pool, const float* x, const float* router, int n, const Packed& gate_up, const Packed& down,
+         int top_k, bool normalise, float* y, void* scratch) {
     Scratch memory{static_cast<char*>(scratch)};
     const Work w = take_work(memory, x, gate_up, down, n, top_k);
     const int experts = gate_up.experts, pairs = n * top_k, f = down.columns;

@@ -1,6 +1,7 @@
 // The row-wise ops: RMSNorm, SwiGLU, and storing keys and values with per-head norm and rotary positions.
 //
-// In: float rows, norm weights, a table of cosines and sines. Out: float rows; keys and values in the paged cache.
+// In: float rows, norm weights, a table of cosines and sines. Out: float rows; keys and values in the paged
+// cache.
 #include "kernels.h"
 
 namespace deepfast::DF_ISA {
@@ -50,7 +51,8 @@ struct Heads {
     int layer;
 };
 
-void store_row(const Heads& h, const Cache& cache, const BatchView& batch, int row, const float* qkv, float* q) {
+void store_row(const Heads& h, const Cache& cache, const BatchView& batch, int row, const float* qkv,
+               float* q) {
     alignas(64) float head[kMaxHeadDim];
     const int dim = cache.dim, groups = cache.heads, position = batch.positions[row];
     const float* table = h.rope.table + static_cast<size_t>(position) * static_cast<size_t>(dim);
@@ -62,8 +64,9 @@ void store_row(const Heads& h, const Cache& cache, const BatchView& batch, int r
     const size_t line = static_cast<size_t>(batch.sequence_of[row]) * static_cast<size_t>(batch.width);
     const int block = batch.block_tables[line + static_cast<size_t>(position / kLanes)];
     const size_t size = static_cast<size_t>(dim) * kLanes;  // values in one block of one head
-    const size_t first = (static_cast<size_t>(h.layer) * static_cast<size_t>(cache.blocks) + static_cast<size_t>(block)) *
-                         static_cast<size_t>(groups) * size;
+    const size_t first =
+        (static_cast<size_t>(h.layer) * static_cast<size_t>(cache.blocks) + static_cast<size_t>(block)) *
+        static_cast<size_t>(groups) * size;
     const float* k = qkv + h.queries * dim;
     const float* v = k + groups * dim;
     alignas(64) float key[kMaxHeadDim];
@@ -115,8 +118,8 @@ void swiglu(Pool& pool, const float* gate_up, int n, int f, float* y) {
     });
 }
 
-void store_kv(Pool& pool, const float* qkv, int heads, const float* q_norm, const float* k_norm, float eps, Rope rope,
-              const Cache& cache, int layer, const BatchView& batch, float* q) {
+void store_kv(Pool& pool, const float* qkv, int heads, const float* q_norm, const float* k_norm, float eps,
+              Rope rope, const Cache& cache, int layer, const BatchView& batch, float* q) {
     const Heads h{heads, q_norm, k_norm, eps, rope, layer};
     const size_t width = static_cast<size_t>(heads + 2 * cache.heads) * static_cast<size_t>(cache.dim);
     const size_t q_width = static_cast<size_t>(heads) * static_cast<size_t>(cache.dim);
@@ -124,7 +127,8 @@ void store_kv(Pool& pool, const float* qkv, int heads, const float* q_norm, cons
     pool.each(count_chunks(batch.rows, size), [&](int chunk, int) {
         const Span rows = span_of(chunk, size, batch.rows);
         for (int i = rows.first; i < rows.last; ++i)
-            store_row(h, cache, batch, i, qkv + static_cast<size_t>(i) * width, q + static_cast<size_t>(i) * q_width);
+            store_row(h, cache, batch, i, qkv + static_cast<size_t>(i) * width,
+                      q + static_cast<size_t>(i) * q_width);
     });
 }
 

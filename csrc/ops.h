@@ -1,9 +1,10 @@
 // The whole kernel API: plain pointers and shapes, one table of functions per instruction set (ISA).
 //
 // In: row-major arrays, packed weights, the paged KV cache, a checked batch. Out: arrays of the caller.
-// Letters: N rows of tokens, D hidden, H query heads, G KV heads, C head_dim, M x K a matrix, E experts, S sequences.
-// A kernel trusts its arguments (bind.cpp checked them), never allocates, throws or logs; scratch memory is handed in,
-// 64-byte aligned, as large as the matching *_scratch function says. It knows no Python and no model.
+// Letters: N rows of tokens, D hidden, H query heads, G KV heads, C head_dim, M x K a matrix, E experts, S
+// sequences. A kernel trusts its arguments (bind.cpp checked them), never allocates, throws or logs; scratch
+// memory is handed in, 64-byte aligned, as large as the matching *_scratch function says. It knows no Python
+// and no model.
 #pragma once
 
 #include <stddef.h>
@@ -19,11 +20,12 @@ constexpr int kMaxHeadDim = 1024;
 
 enum class Format : int32_t { f32 = 0, bf16 = 1, q8 = 2, q4 = 3, q4_min = 4 };
 
-// E matrices [M, K], one after another, in panels of 16 rows (lane r = row r); M is padded to 16 with zero rows and, for
-// q8 and q4, K to 32. P = M / 16, Q = K / 32 after padding. Each matrix starts on 64 bytes and holds:
+// E matrices [M, K], one after another, in panels of 16 rows (lane r = row r); M is padded to 16 with zero
+// rows and, for q8 and q4, K to 32. P = M / 16, Q = K / 32 after padding. Each matrix starts on 64 bytes and
+// holds:
 //   f32, bf16   values [P][K][16]
-//   q8          codes  [P][Q][8][16][4] int8, k = 4 w + j for word w and byte j;      scales [P][Q][16] f16; w = d q
-//   q4          codes  [P][Q][4][16][4], word w: low nibble k = 8 w + j, high nibble k = 8 w + 4 + j;
+//   q8          codes  [P][Q][8][16][4] int8, k = 4 w + j for word w and byte j;      scales [P][Q][16] f16;
+//   w = d q q4          codes  [P][Q][4][16][4], word w: low nibble k = 8 w + j, high nibble k = 8 w + 4 + j;
 //               scales [P][Q][16] f16; w = d (q - 8)
 //   q4_min      as q4, then minimums [P][Q][16] f16; w = d q + m
 struct Packed {
@@ -62,7 +64,8 @@ struct Rope {
 };
 
 // Weights to the packed layout. `first` is a multiple of 16 and so is `count` unless it ends the matrix.
-using PackOp = void(Pool&, const float* w /*[count, K]*/, int first, int count, const Packed& out, int expert);
+using PackOp = void(Pool&, const float* w /*[count, K]*/, int first, int count, const Packed& out,
+                    int expert);
 using PackCodesOp = void(Pool&, const int8_t* codes /*[count, K] q8: -128..127, q4: 0..15*/,
                          const uint16_t* scales /*[count, K / 32] f16*/,
                          const uint16_t* minimums /*[count, K / 32] f16, q4_min only*/, int first, int count,
@@ -76,16 +79,17 @@ using LinearOp = void(Pool&, const float* x /*[N, K]*/, int n, const Packed& w /
 
 using MoeScratchOp = size_t(const Packed& gate_up, const Packed& down, int n, int top_k);
 using MoeOp = void(Pool&, const float* x /*[N, D]*/, const float* router /*[N, E] logits*/, int n,
-                   const Packed& gate_up /*[E, 2F, D]*/, const Packed& down /*[E, D, F]*/, int top_k, bool normalise,
-                   float* y /*[N, D]*/, void* scratch);
+                   const Packed& gate_up /*[E, 2F, D]*/, const Packed& down /*[E, D, F]*/, int top_k,
+                   bool normalise, float* y /*[N, D]*/, void* scratch);
 
 using RmsNormOp = void(Pool&, const float* x /*[N, D]*/, const float* weight /*[D]*/, float eps, int n, int d,
                        float* y /*[N, D]*/);
 using SwigluOp = void(Pool&, const float* gate_up /*[N, 2F], gate first*/, int n, int f, float* y /*[N, F]*/);
 
-using StoreKvOp = void(Pool&, const float* qkv /*[N, (H + 2G) C]*/, int heads, const float* q_norm /*[C] or null*/,
-                       const float* k_norm /*[C] or null*/, float eps, Rope rope, const Cache& cache, int layer,
-                       const BatchView& batch, float* q /*[N, H C]*/);
+using StoreKvOp = void(Pool&, const float* qkv /*[N, (H + 2G) C]*/, int heads,
+                       const float* q_norm /*[C] or null*/, const float* k_norm /*[C] or null*/, float eps,
+                       Rope rope, const Cache& cache, int layer, const BatchView& batch,
+                       float* q /*[N, H C]*/);
 
 using AttentionScratchOp = size_t(const Pool&, const Cache& cache);
 using AttentionOp = void(Pool&, const float* q /*[N, H C]*/, int heads, const Cache& cache, int layer,
@@ -118,17 +122,17 @@ struct SampleRow {
     double presence_penalty, frequency_penalty, repetition_penalty;
     int32_t top_k;
     int32_t num_bias, num_banned, num_prompt, num_output;
-    const int32_t* bias_ids;      // [num_bias]
-    const double* bias_values;    // [num_bias]
-    const int32_t* banned_ids;    // [num_banned]
-    const int32_t* prompt_ids;    // [num_prompt]
-    const int32_t* output_ids;    // [num_output]
+    const int32_t* bias_ids;    // [num_bias]
+    const double* bias_values;  // [num_bias]
+    const int32_t* banned_ids;  // [num_banned]
+    const int32_t* prompt_ids;  // [num_prompt]
+    const int32_t* output_ids;  // [num_output]
 };
 constexpr int32_t kSampleNaN = -1;    // the row holds NaN
 constexpr int32_t kSampleEmpty = -2;  // no token is left to draw from
 
 size_t sample_scratch(const Pool&, int valid);
-void sample(Pool&, const float* logits /*[L, V]*/, int rows, int vocab, int valid, const SampleRow* args /*[L]*/,
-            int32_t* tokens /*[L]*/, void* scratch);
+void sample(Pool&, const float* logits /*[L, V]*/, int rows, int vocab, int valid,
+            const SampleRow* args /*[L]*/, int32_t* tokens /*[L]*/, void* scratch);
 
 }  // namespace deepfast

@@ -1,7 +1,8 @@
 // Weights into the packed layout, and single rows back out of it (the embedding lookup).
 //
-// In: float rows, or codes and scales that are already quantised. Out: panels of 16 rows. The rule of rounding is that of
-// backend/quant.py, code for code. A group that holds NaN or infinity gets the scale NaN: the damage stays visible.
+// In: float rows, or codes and scales that are already quantised. Out: panels of 16 rows. The rule of
+// rounding is that of backend/quant.py, code for code. A group that holds NaN or infinity gets the scale NaN:
+// the damage stays visible.
 #include "kernels.h"
 
 namespace deepfast::DF_ISA {
@@ -12,7 +13,8 @@ struct Group {
     Half scale;
 };
 
-// The entry of largest magnitude (the first on a tie), with its sign; NaN when the group holds NaN or infinity.
+// The entry of largest magnitude (the first on a tie), with its sign; NaN when the group holds NaN or
+// infinity.
 float extreme(const float* x) {
     const Floats a = load(x), b = load(x + kLanes);
     const float top = maximum(max(abs(a), abs(b)));
@@ -33,7 +35,8 @@ void round_codes(const float* x, float scale, bool wide, int32_t* codes) {
         } else {
             alignas(64) float shifted[kLanes];
             store(shifted, min(set(15.0f), max(zero(), add(ratio, set(8.5f)))));
-            for (int j = 0; j < kLanes; ++j) codes[i + j] = shifted[j] > 0.0f ? static_cast<int32_t>(shifted[j]) : 0;
+            for (int j = 0; j < kLanes; ++j)
+                codes[i + j] = shifted[j] > 0.0f ? static_cast<int32_t>(shifted[j]) : 0;
         }
     }
 }
@@ -94,7 +97,8 @@ template <class E, class Convert>
 void pack_plain(const float* x, int rows, int k, E* to, const Convert& convert) {
     for (int i = 0; i < k; ++i)
         for (int r = 0; r < kLanes; ++r)
-            to[static_cast<size_t>(i) * kLanes + r] = convert(r < rows ? x[static_cast<size_t>(r) * k + i] : 0.0f);
+            to[static_cast<size_t>(i) * kLanes + r] =
+                convert(r < rows ? x[static_cast<size_t>(r) * k + i] : 0.0f);
 }
 
 }  // namespace
@@ -109,16 +113,18 @@ void pack(Pool& pool, const float* w, int first, int count, const Packed& out, i
         if (out.format == Format::f32) {
             pack_plain(x, rows, k, reinterpret_cast<float*>(panel.codes), [](float f) { return f; });
         } else if (out.format == Format::bf16) {
-            pack_plain(x, rows, k, reinterpret_cast<Bfloat*>(panel.codes), [](float f) { return to_bfloat(f); });
+            pack_plain(x, rows, k, reinterpret_cast<Bfloat*>(panel.codes),
+                       [](float f) { return to_bfloat(f); });
         } else {
             for (int r = 0; r < kLanes; ++r)
-                pack_row(r < rows ? x + static_cast<size_t>(r) * k : nullptr, k, out.format, r, panel, l.groups);
+                pack_row(r < rows ? x + static_cast<size_t>(r) * k : nullptr, k, out.format, r, panel,
+                         l.groups);
         }
     });
 }
 
-void pack_codes(Pool& pool, const int8_t* codes, const uint16_t* scales, const uint16_t* minimums, int first, int count,
-                const Packed& out, int expert) {
+void pack_codes(Pool& pool, const int8_t* codes, const uint16_t* scales, const uint16_t* minimums, int first,
+                int count, const Packed& out, int expert) {
     const Layout l = layout_of(out.format, out.rows, out.columns);
     const size_t groups = static_cast<size_t>(l.groups), step = group_bytes(out.format);
     pool.each(count_chunks(count, kLanes), [&](int chunk, int) {
@@ -131,7 +137,8 @@ void pack_codes(Pool& pool, const int8_t* codes, const uint16_t* scales, const u
                 if (real) memcpy(group, codes + (row * groups + g) * kGroup, kGroup);
                 place_codes(group, out.format, r, panel.codes + g * step);
                 panel.scales[g * kLanes + r] = {real ? scales[row * groups + g] : uint16_t{0}};
-                if (minimums) panel.minimums[g * kLanes + r] = {real ? minimums[row * groups + g] : uint16_t{0}};
+                if (minimums)
+                    panel.minimums[g * kLanes + r] = {real ? minimums[row * groups + g] : uint16_t{0}};
             }
         }
     });

@@ -1,7 +1,8 @@
 // The thread pool of pool.h: one atomic word says which job is open and how many workers are inside it.
 //
-// A worker joins a job by raising the count while the job is open; the caller closes the job when no chunk is left and
-// waits only for those that joined. Sleeping and waking go through one mutex, taken on neither side while work flows.
+// A worker joins a job by raising the count while the job is open; the caller closes the job when no chunk is
+// left and waits only for those that joined. Sleeping and waking go through one mutex, taken on neither side
+// while work flows.
 #include "pool.h"
 
 #include <unistd.h>

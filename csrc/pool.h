@@ -1,8 +1,10 @@
-// A thread pool that runs one numbered set of chunks at a time: the caller works too, and whoever is free takes the next.
+// A thread pool that runs one numbered set of chunks at a time: the caller works too, and whoever is free
+// takes the next.
 //
-// In: a function and how many chunks. Out: all chunks done. A worker that the system has not scheduled is never waited
-// for unless it is inside a chunk, so a busy neighbour slows the whole in proportion. Workers spin briefly between jobs,
-// then sleep. After fork() the child has no workers and runs every chunk itself. Knows nothing about kernels.
+// In: a function and how many chunks. Out: all chunks done. A worker that the system has not scheduled is
+// never waited for unless it is inside a chunk, so a busy neighbour slows the whole in proportion. Workers
+// spin briefly between jobs, then sleep. After fork() the child has no workers and runs every chunk itself.
+// Knows nothing about kernels.
 #pragma once
 
 namespace deepfast {
@@ -18,12 +20,15 @@ class Pool {
 
     int threads() const { return threads_; }
 
-    // task(context, chunk, worker) for every chunk in [0, chunks); worker is in [0, threads()). One caller at a time.
+    // task(context, chunk, worker) for every chunk in [0, chunks); worker is in [0, threads()). One caller at
+    // a time.
     void run(int chunks, Task task, const void* context);
 
     template <class F>
     void each(int chunks, const F& f) {
-        run(chunks, [](const void* c, int chunk, int worker) { (*static_cast<const F*>(c))(chunk, worker); }, &f);
+        run(
+            chunks, [](const void* c, int chunk, int worker) { (*static_cast<const F*>(c))(chunk, worker); },
+            &f);
     }
 
   private:

@@ -1,7 +1,9 @@
-// One row of logits to one token: bias, bans, penalties, temperature, top_k, top_p, min_p, inverse of the cumulative sum.
+// One row of logits to one token: bias, bans, penalties, temperature, top_k, top_p, min_p, inverse of the
+// cumulative sum.
 //
-// In: logits [L, V] and the arguments of each row. Out: token ids, or kSampleNaN / kSampleEmpty. Works in double, row by
-// row as in backend/reference.py, and sorts no more of the vocabulary than the answer needs. Compiled once for all ISAs.
+// In: logits [L, V] and the arguments of each row. Out: token ids, or kSampleNaN / kSampleEmpty. Works in
+// double, row by row as in backend/reference.py, and sorts no more of the vocabulary than the answer needs.
+// Compiled once for all ISAs.
 #include <math.h>
 #include <string.h>
 
@@ -148,7 +150,8 @@ int32_t draw(const SampleRow& a, int count, int valid, Ranking& ranking, const d
         total = 0.0;
         for (int i = 0; i < count; ++i) {
             const double share = weight(ranking.at(i)) / all;
-            const bool keep = i == 0 || ((a.top_p >= 1.0 || before < a.top_p) && share >= a.min_p * first && share > 0.0);
+            const bool keep =
+                i == 0 || ((a.top_p >= 1.0 || before < a.top_p) && share >= a.min_p * first && share > 0.0);
             if (!keep) {
                 kept = i;
                 break;
@@ -187,12 +190,13 @@ size_t sample_scratch(const Pool& pool, int valid) {
     return memory_bytes(valid) * static_cast<size_t>(pool.threads());
 }
 
-void sample(Pool& pool, const float* logits, int rows, int vocab, int valid, const SampleRow* args, int32_t* tokens,
-            void* scratch) {
+void sample(Pool& pool, const float* logits, int rows, int vocab, int valid, const SampleRow* args,
+            int32_t* tokens, void* scratch) {
     const size_t bytes = memory_bytes(valid);
     pool.each(rows, [&](int row, int worker) {
         const Memory m = memory_at(static_cast<char*>(scratch) + static_cast<size_t>(worker) * bytes, valid);
-        tokens[row] = sample_row(logits + static_cast<size_t>(row) * static_cast<size_t>(vocab), valid, args[row], m);
+        tokens[row] =
+            sample_row(logits + static_cast<size_t>(row) * static_cast<size_t>(vocab), valid, args[row], m);
     });
 }
 

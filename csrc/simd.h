@@ -1,10 +1,11 @@
 // Sixteen lanes, whatever the machine: Floats and Ints are one zmm, two ymm or a plain array.
 //
-// A kernel file is compiled once per ISA into namespace deepfast::DF_ISA and written only over the names below.
-// Each ISA header provides: Floats (zero set load store add sub mul div fma max min abs sum maximum, half and bfloat
-// loads and stores), Ints (round, to_float, exp2i, load/store), and the int8 dot products over groups of 32 weights
-// (NibbleDot, ByteDot). max(a, b) and min(a, b) give b when either is NaN. Standard headers with inline code stay out,
-// so that no function compiled for a newer CPU can replace a common one at link time.
+// A kernel file is compiled once per ISA into namespace deepfast::DF_ISA and written only over the names
+// below. Each ISA header provides: Floats (zero set load store add sub mul div fma max min abs sum maximum,
+// half and bfloat loads and stores), Ints (round, to_float, exp2i, load/store), and the int8 dot products
+// over groups of 32 weights (NibbleDot, ByteDot). max(a, b) and min(a, b) give b when either is NaN. Standard
+// headers with inline code stay out, so that no function compiled for a newer CPU can replace a common one at
+// link time.
 #pragma once
 
 #include <math.h>
@@ -18,7 +19,9 @@
 #endif
 
 #define DF_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
+#if defined(DEEPFAST_EMULATE_AVX512) || defined(DEEPFAST_SANITIZE)
+#define DF_UNROLL  // small code for test builds
+#elif defined(__clang__)
 #define DF_UNROLL _Pragma("unroll")
 #else
 #define DF_UNROLL _Pragma("GCC unroll 16")

@@ -1,4 +1,5 @@
-// The 16 lanes of simd.h in two AVX2 registers, int8 dot products by multiply-add of bytes. Included by simd.h alone.
+// The 16 lanes of simd.h in two AVX2 registers, int8 dot products by multiply-add of bytes. Included by
+// simd.h alone.
 #pragma once
 
 #include <immintrin.h>
@@ -89,7 +90,8 @@ struct Bytes {  // signed codes, and their magnitudes as unsigned bytes
 };
 DF_INLINE void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
     const auto* codes = reinterpret_cast<const __m256i*>(p);
-    const __m256i a = _mm256_loadu_si256(codes), b = _mm256_loadu_si256(codes + 1), mask = _mm256_set1_epi8(15);
+    const __m256i a = _mm256_loadu_si256(codes), b = _mm256_loadu_si256(codes + 1),
+                  mask = _mm256_set1_epi8(15);
     low = {_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)};
     high = {_mm256_and_si256(_mm256_srli_epi16(a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(b, 4), mask)};
 }
@@ -99,7 +101,8 @@ DF_INLINE Bytes load_bytes(const uint8_t* p) {
     return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
 }
 
-// A group gives each 16-bit half at most 8 words x 2 products of 15 * 127 = 30,480: no overflow before finish().
+// A group gives each 16-bit half at most 8 words x 2 products of 15 * 127 = 30,480: no overflow before
+// finish().
 struct NibbleDot {
     __m256i a, b;
     DF_INLINE NibbleDot zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -125,7 +128,8 @@ DF_INLINE ByteDot dot(ByteDot s, const Bytes& w, int32_t x) {
 // The finished sum, less `offset` (8 x the sum of x where the codes are centred on 8).
 DF_INLINE Ints finish(NibbleDot s, int32_t offset) {
     const __m256i one = _mm256_set1_epi16(1), off = _mm256_set1_epi32(offset);
-    return {_mm256_sub_epi32(_mm256_madd_epi16(s.a, one), off), _mm256_sub_epi32(_mm256_madd_epi16(s.b, one), off)};
+    return {_mm256_sub_epi32(_mm256_madd_epi16(s.a, one), off),
+            _mm256_sub_epi32(_mm256_madd_epi16(s.b, one), off)};
 }
 DF_INLINE Ints finish(ByteDot s, int32_t /*x_sum*/) { return {s.a, s.b}; }
 

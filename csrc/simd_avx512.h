@@ -101,7 +101,9 @@ DF_INLINE ByteDot dot(ByteDot a, Bytes w, int32_t x) {
     return {_mm512_dpbusd_epi32(a.v, w.v, _mm512_set1_epi32(x))};
 }
 // The finished sum, less `offset` (8 x the sum of x where the codes are centred on 8).
-DF_INLINE Ints finish(NibbleDot a, int32_t offset) { return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(offset))}; }
+DF_INLINE Ints finish(NibbleDot a, int32_t offset) {
+    return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(offset))};
+}
 // `x_sum` is the sum of the group's x.
 DF_INLINE Ints finish(ByteDot a, int32_t x_sum) {
     return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(128 * x_sum))};

@@ -1,4 +1,5 @@
-// The 16 lanes of simd.h as plain loops: any machine, vectorised by the compiler where it can (ARM). Included by simd.h.
+// The 16 lanes of simd.h as plain loops: any machine, vectorised by the compiler where it can (ARM). Included
+// by simd.h.
 #pragma once
 
 namespace deepfast::DF_ISA {
@@ -67,7 +68,8 @@ DF_INLINE Floats abs(Floats x) {
 
 DF_INLINE Ints round(Floats x) {  // nearest, ties to even, for |x| below 2^22
     Ints y;
-    for (int i = 0; i < kLanes; ++i) y.v[i] = static_cast<int32_t>(bit_cast<uint32_t>(x.v[i] + 0x1.8p23f) - 0x4b400000u);
+    for (int i = 0; i < kLanes; ++i)
+        y.v[i] = static_cast<int32_t>(bit_cast<uint32_t>(x.v[i] + 0x1.8p23f) - 0x4b400000u);
     return y;
 }
 DF_INLINE Floats to_float(Ints x) {

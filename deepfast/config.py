@@ -285,7 +285,10 @@ class EngineConfig:
         for name, value in (("max_batch_tokens", self.max_batch_tokens), ("max_running", self.max_running)):
             if value < 1:
                 raise UsageError(f"{name}={value} is below 1. Give a positive number.")
-        threads = self.threads or int(os.environ.get(ENV_THREADS) or cpus)
+        wanted = os.environ.get(ENV_THREADS) or str(cpus)
+        if self.threads is None and not wanted.isdecimal():
+            raise UsageError(f"{ENV_THREADS}={wanted!r} is no number. Set a positive one, or unset it.")
+        threads = int(wanted) if self.threads is None else self.threads
         if threads < 1:
             raise UsageError(f"threads={threads} is below 1. Give a positive number, or leave it out.")
         return replace(self, max_context=context, max_kv_tokens=kv_tokens, threads=threads)

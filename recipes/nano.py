@@ -6,6 +6,7 @@ used when present. It knows nothing of the engine; `recipes/nano_card.py` measur
 """
 
 import argparse
+import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -22,16 +23,23 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 ROW_LENGTH = 320
-FEW_ROWS, MANY_ROWS = 12, 24  # rows of a step before and during the decay
+FEW_ROWS, MANY_ROWS = 12, 16  # rows of a step, early and late
 DOCUMENTS_PER_CHUNK = 4000
 MUON_RATE = ADAM_RATE = 5e-3
-TOTAL_TOKENS = 16_000_000
-WARMUP_TOKENS = 200_000
-DECAY_FROM = 0.62  # share of the tokens after which the learning rate falls linearly
-LAST_RATE = 0.02  # share of the peak learning rate at the end
+RATES = (  # (token, share of the peak learning rate), linear in between; the last token ends the training
+    (0, 0.005),
+    (200_000, 1.0),
+    (5_750_000, 1.0),
+    (8_550_000, 0.513),
+    (13_500_000, 0.02),
+)
+TOTAL_TOKENS = RATES[-1][0]
+MANY_ROWS_FROM = 5_750_000
 STAGES: tuple[tuple[int, dict[str, float]], ...] = (  # (from token, task shares)
     (0, TASK_SHARES),
     (1_900_000, {"product": 0.18, "sum": 0.13, "difference": 0.15, "letters": 0.36, "sorting": 0.18}),
+    (5_750_000, {"product": 0.24, "sum": 0.17, "difference": 0.17, "letters": 0.20, "sorting": 0.22}),
+    (8_550_000, {"product": 0.21, "sum": 0.11, "difference": 0.15, "letters": 0.25, "sorting": 0.28}),
 )
 
 
@@ -87,25 +95,26 @@ def collate(rows: list[list[Document]], device: str) -> tuple[Tensor, Tensor, Te
     return torch.tensor(tokens).to(device), torch.tensor(numbers).to(device), torch.tensor(labels).to(device)
 
 
-def rate_at(tokens: int, total: int) -> float:
+def rate_at(tokens: int) -> float:
     """The share of the peak learning rate: warm up, stay, fall."""
-    done = tokens / total
-    fall = 1.0 if done < DECAY_FROM else max(LAST_RATE, (1 - done) / (1 - DECAY_FROM))
-    return min(1.0, (tokens + 1) / WARMUP_TOKENS) * fall
+    for (start, low), (end, high) in itertools.pairwise(RATES):
+        if tokens < end:
+            return low + (high - low) * (tokens - start) / (end - start)
+    return RATES[-1][1]
 
 
 def train_steps(model: Nano, opts: list[Any], rows: Rows, total: int, device: str) -> Iterator[float]:
     """One optimiser step per item, until `total` tokens; yields the loss."""
     progress = rows.progress
     while progress.tokens < total:
-        count = FEW_ROWS if progress.tokens < DECAY_FROM * total else MANY_ROWS
+        count = FEW_ROWS if progress.tokens < MANY_ROWS_FROM else MANY_ROWS
         tokens, numbers, labels = collate(rows.take(count), device)
         wanted = (labels.flatten() >= 0).nonzero()[:, 0]
         loss = F.cross_entropy(model(tokens, document_mask(numbers), wanted), labels.flatten()[wanted])
         loss.backward()
         for optimiser in opts:
             for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * rate_at(progress.tokens, total)
+                group["lr"] = group["peak"] * rate_at(progress.tokens)
             optimiser.step()
             optimiser.zero_grad()
         progress.tokens += tokens.numel()
@@ -156,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("deepfast/bundled"), help="model directory")
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="checkpoints")
-    parser.add_argument("--tokens", type=int, default=TOTAL_TOKENS, help="training tokens in all")
+    parser.add_argument("--tokens", type=int, default=TOTAL_TOKENS, help="stop early, after so many")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     torch.manual_seed(0)

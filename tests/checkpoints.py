@@ -100,8 +100,9 @@ def random_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, FloatA
         if math.prod(shape) < LARGE:
             values = random.standard_normal(shape)
         else:  # cut from one pool, each time from elsewhere: drawing a billion numbers would take a minute
-            pool = random.standard_normal(POOL).astype(np.float32) if pool is None else pool
-            values = np.resize(np.roll(pool, 7919 * number), shape)
+            pool = np.tile(random.standard_normal(POOL).astype(np.float32), 2) if pool is None else pool
+            first = 7919 * number % POOL
+            values = np.resize(pool[first : first + POOL], shape)
         if name.endswith("norm.weight"):
             values = 1.0 + 0.1 * values
         elif len(shape) == 1:

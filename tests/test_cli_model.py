@@ -29,7 +29,7 @@ def call(*args: str, stdin: str = "") -> Result:
 
 def answer(*args: str) -> dict[str, Any]:
     """The object that `run --json` prints."""
-    done = call("run", "--json", *args, QUESTION)
+    done = call("run", "--json", "--max-tokens", "600", *args, QUESTION)
     assert done.exit_code == 0, done.stderr
     return dict(json.loads(done.stdout))
 
@@ -56,13 +56,20 @@ def test_a_budget_cuts_the_thought_and_leaves_an_answer() -> None:
 
 def test_the_streamed_text_is_the_text_of_json_and_a_seed_repeats_it() -> None:
     said = answer("--think", "--seed", "7")
-    streamed = call("run", "--think", "--seed", "7", QUESTION)
+    streamed = call("run", "--think", "--seed", "7", "--max-tokens", "600", QUESTION)
     assert streamed.stdout == said["content"] + "\n"
     assert streamed.stderr.startswith(said["reasoning"])
 
 
 def test_chat_remembers_through_a_pipe() -> None:
-    done = call("chat", "--temperature", "0", stdin=f"/no_think\n{QUESTION}\n/think\n{QUESTION}\n")
+    done = call(
+        "chat",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "600",
+        stdin=f"/no_think\n{QUESTION}\n/think\n{QUESTION}\n",
+    )
     assert done.exit_code == 0
     assert len(done.stdout.splitlines()) >= 2
     assert "thought" in done.stderr
@@ -95,6 +102,13 @@ def test_a_prompt_longer_than_the_context_names_both_lengths() -> None:
     done = call("run", "--context", "64", "count " * 100)
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
     assert "the context holds 64" in done.stderr
+
+
+@pytest.mark.parametrize("name, value", [("DEEPFAST_THREADS", "many"), ("DEEPFAST_ISA", "abacus")])
+def test_an_environment_variable_that_makes_no_sense_is_named(name: str, value: str) -> None:
+    done = CliRunner().invoke(cli, ["run", QUESTION], env={"DEEPFAST_MODEL": None, name: value})
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert name in done.stderr and repr(value) in done.stderr and done.stderr.count("\n") == 1
 
 
 def _edit_config(folder: Path, **changes: Any) -> None:

@@ -1,54 +1,32 @@
-"""Every native op, in every instruction set that runs here, against backend/reference.py within stated bounds.
+"""Every native op, in every instruction set that runs here, against backend/reference.py within bounds.
 
-Bounds: float weights 1e-5 of the largest output (float32 sums against float64); q8 and q4 against their own dequantised
-weights at most 1 % of the output's norm (activations are int8 per group of 32); float16 keys and values as stored by both.
-Needs numpy alone: this file also runs under the sanitizers.
+Bounds: float weights 1e-5 of the largest output (float32 sums against float64); q8 and q4 against their own
+dequantised weights at most 1 % of the output's norm (activations are int8 per group of 32); float16 keys and
+values as both store them. Needs numpy alone: this file also runs under the sanitizers.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from kernel_support import ISAS, assert_close, assert_near, backend_of, numbers
 
 from deepfast import _C
-from deepfast.backend.base import Batch, FloatArray, SampleArgs
-from deepfast.backend.cpu import CpuBackend, aligned_empty, available_cpus
+from deepfast.backend.base import Batch, FloatArray
+from deepfast.backend.cpu import CpuBackend, aligned_empty
 from deepfast.backend.quant import ArrayMatrix, quantise_q4, quantise_q8, rounded
-from deepfast.backend.reference import ReferenceBackend, sample_row
-from deepfast.config import ENV_ISA, WeightFormat
-from deepfast.types import EngineError, UsageError
+from deepfast.backend.reference import ReferenceBackend
+from deepfast.config import WeightFormat
 
 REFERENCE = ReferenceBackend()
 FORMATS: tuple[WeightFormat, ...] = ("f32", "bf16", "q8", "q4")
 
 
-@pytest.fixture(scope="module", params=["avx512", "avx2", "scalar"])
+@pytest.fixture(scope="module", params=ISAS)
 def cpu(request: pytest.FixtureRequest) -> CpuBackend:
-    if request.param not in _C.supported_isas():
-        pytest.skip(f"this machine has no {request.param}")
-    return CpuBackend(threads=3, isa=request.param)
-
-
-def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> FloatArray:
-    """Normal numbers, float32."""
-    return (np.random.default_rng((seed, *shape)).standard_normal(shape) * scale).astype(np.float32)
-
-
-def assert_close(got: FloatArray, wanted: FloatArray, bound: float) -> None:
-    """The largest difference is within `bound` of the largest value."""
-    assert got.shape == wanted.shape and got.dtype == np.float32
-    assert np.abs(got - wanted).max() <= bound * max(float(np.abs(wanted).max()), 1e-30)
-
-
-def assert_near(got: FloatArray, wanted: FloatArray, bound: float) -> None:
-    """The norm of the difference is within `bound` of the norm."""
-    assert got.shape == wanted.shape
-    assert np.linalg.norm(got - wanted) <= bound * np.linalg.norm(wanted)
+    return backend_of(request.param)
 
 
 class TestPacking:
@@ -102,7 +80,7 @@ class TestPacking:
         w[2, 3], w[5, 40] = np.nan, np.inf
         for format in FORMATS:
             y = cpu.linear(numbers(3, 64), cpu.pack([ArrayMatrix(w)], format))
-            bad = ~np.isfinite(y).any(axis=0)
+            bad = np.logical_not(np.isfinite(y).any(axis=0))
             assert bad[2] and bad[5] and bad.sum() == 2
 
 
@@ -189,7 +167,7 @@ class TestRows:
 
 
 def make_batch(lengths: list[tuple[int, int]], seed: int = 0) -> tuple[Batch, int]:
-    """Per sequence (computed before, new): a batch over shuffled blocks, and how many blocks the cache needs."""
+    """Per sequence (computed before, new): a batch over shuffled blocks, and the blocks the cache needs."""
     counts = [-(-(old + new) // 16) for old, new in lengths]
     blocks = np.random.default_rng(seed).permutation(sum(counts) + 3)
     chunks, at = [], 0
@@ -202,7 +180,7 @@ def make_batch(lengths: list[tuple[int, int]], seed: int = 0) -> tuple[Batch, in
 def run_attention(
     backend: Any, lengths: list[tuple[int, int]], heads: int, groups: int, dim: int, format: Any, norms: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Stores each sequence's past, then the new rows, in layer 1 of 2; returns q and the attention's output."""
+    """Stores each sequence's past, then the new rows, in layer 1 of 2; returns q and the output."""
     batch, blocks = make_batch(lengths)
     cache = backend.new_cache(2, blocks, groups, dim, format)
     rope = backend.rope_table(list(1e4 ** -(np.arange(0, dim, 2) / dim)), 1.0, int(batch.context_lens.max()))
@@ -259,9 +237,10 @@ class TestAttention:
         qkv = numbers(20, 3 * 16, scale=60)
         rope = cpu.rope_table([0.0] * 8, 1.0, 20)
         batch = Batch.build([([1] * 20, 0, [0, 1])], [True])
+        backends: list[Any] = [cpu, REFERENCE]
         got, wanted = (
             b.attention(b.store_kv(qkv, None, rope, 1e-6, cache, 0, batch), cache, 0, batch)
-            for b, cache in ((b, b.new_cache(1, 2, 1, 16, "f32")) for b in (cpu, REFERENCE))
+            for b, cache in ((b, b.new_cache(1, 2, 1, 16, "f32")) for b in backends)
         )
         assert_close(got, wanted, 1e-4)
 
@@ -277,193 +256,16 @@ class TestMoe:
         down = [[ArrayMatrix(numbers(d, f, seed=10 * e + 2))] for e in range(experts)]
         x, router = numbers(rows, d, seed=3), numbers(rows, experts, seed=4)
         router[0] = 0.0  # all tied: the lowest ids are chosen
-        results = []
-        for backend in (cpu, REFERENCE):
-            a, b = backend.pack_experts(up, format), backend.pack_experts(down, format)  # type: ignore[attr-defined]
-            results.append([backend.moe(x, router, a, b, top_k, n) for n in (False, True)])  # type: ignore[attr-defined]
+        results: list[list[FloatArray]] = []
+        backends: list[Any] = [cpu, REFERENCE]
+        for backend in backends:
+            a, b = backend.pack_experts(up, format), backend.pack_experts(down, format)
+            results.append([backend.moe(x, router, a, b, top_k, n) for n in (False, True)])
         for got, wanted in zip(*results, strict=True):
             if format in ("f32", "bf16"):
                 assert_close(got, wanted, 2e-5)
             else:
                 assert_near(got, wanted, 0.015)
-
-
-def sample_args(**changes: Any) -> SampleArgs:
-    defaults: dict[str, Any] = {
-        "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "uniform": 0.5,
-    }  # fmt: skip
-    return SampleArgs(**(defaults | changes))
-
-
-def random_args(rng: np.random.Generator, vocab: int) -> SampleArgs:
-    ids = [int(i) for i in rng.integers(0, vocab + 5, 30)]
-    return sample_args(
-        temperature=float(rng.choice([0.0, 0.3, 0.6, 1.0, 2.0])),
-        top_k=int(rng.choice([0, 1, 20, 100, 10**6])),
-        top_p=float(rng.choice([0.0, 0.5, 0.95, 1.0])),
-        min_p=float(rng.choice([0.0, 0.02, 0.3, 1.0])),
-        uniform=float(rng.random()),
-        presence_penalty=float(rng.choice([0.0, 1.5, -0.5])),
-        frequency_penalty=float(rng.choice([0.0, 0.3])),
-        repetition_penalty=float(rng.choice([1.0, 1.1, 0.8])),
-        logit_bias={i: float(rng.normal() * 5) for i in ids[:3]} if rng.random() < 0.5 else {},
-        banned_ids=ids[3:6] if rng.random() < 0.5 else [],
-        prompt_ids=ids[6:15],
-        output_ids=ids[10:],
-    )
-
-
-class TestSample:
-    @pytest.mark.parametrize("vocab", [12, 300, 20000])
-    def test_token_for_token_as_reference(self, cpu: CpuBackend, vocab: int) -> None:
-        rng = np.random.default_rng(vocab)
-        args = [random_args(rng, vocab) for _ in range(40 if vocab > 1000 else 150)]
-        logits = (rng.standard_normal((len(args), vocab)) * rng.choice([0.2, 3, 10], (len(args), 1))).astype(
-            np.float32
-        )
-        logits[::5] = np.round(logits[::5])  # many ties
-        logits[1::7, ::2] = -np.inf
-        valid = vocab - 1
-        wanted = [sample_row(row[:valid], a) for row, a in zip(logits, args, strict=True)]
-        assert cpu.sample(logits, args, valid) == wanted
-
-    def test_order_and_ends_of_the_distribution(self, cpu: CpuBackend) -> None:
-        logits = np.log(np.array([[0.2, 0.5, 0.2, 0.1, 0.0]], np.float32) + np.float32(1e-38))
-        logits[0, 4] = -np.inf
-        for uniform, token in ((0.0, 1), (0.49, 1), (0.51, 0), (0.71, 2), (0.95, 3), (1 - 1e-16, 3)):
-            assert cpu.sample(logits, [sample_args(uniform=uniform)], 5) == [token]
-
-    def test_padding_is_never_drawn(self, cpu: CpuBackend) -> None:
-        logits = np.zeros((50, 40), np.float32)
-        logits[:, 30:] = 50.0
-        args = [sample_args(uniform=i / 50) for i in range(49)] + [sample_args(temperature=0.0)]
-        assert max(cpu.sample(logits, args, 30)) < 30
-
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_a_damaged_row_is_an_error(self, cpu: CpuBackend, value: float) -> None:
-        logits = numbers(2, 100)
-        logits[1, 50] = value
-        with pytest.raises(EngineError, match="NaN or infinity"):
-            cpu.sample(logits, [sample_args(), sample_args()], 100)
-        with pytest.raises(EngineError, match="no token is left"):
-            cpu.sample(logits[:1], [sample_args(banned_ids=range(100))], 100)
-
-
-def bad_calls(cpu: CpuBackend) -> dict[str, Any]:
-    """Calls that must be refused at the border, by what is wrong with them."""
-    core, x = cpu._core, numbers(2, 32)
-    w = cpu.pack([ArrayMatrix(numbers(16, 32))], "q8")
-    y, none = np.empty((2, 16), np.float32), None
-    frozen = y.copy()
-    frozen.setflags(write=False)
-    cache = cpu.new_cache(1, 2, 1, 16, "f16")
-    rope = cpu.rope_table([1.0] * 8, 1.0, 16)
-    i32 = np.int32
-
-    def batch(positions: list[int], starts: list[int], lens: list[int], tables: list[list[int]]) -> _C.Batch:
-        arrays = (np.array(a, i32) for a in (positions, starts, lens))
-        return _C.Batch(*arrays, np.array(tables, i32))
-
-    one, far = batch([0], [0, 1], [1], [[0]]), batch([16], [0, 1], [17], [[0, 1]])
-    q, qkv = np.empty((1, 16), np.float32), numbers(1, 48)
-    return {
-        "float64 input": lambda: core.linear(x.astype(np.float64), w.native, none, y),
-        "one dimension": lambda: core.linear(x[0], w.native, none, y),
-        "not contiguous": lambda: core.linear(numbers(2, 64)[:, ::2], w.native, none, y),
-        "too narrow": lambda: core.linear(numbers(2, 31), w.native, none, y),
-        "output too small": lambda: core.linear(x, w.native, none, y[:1]),
-        "read-only output": lambda: core.linear(x, w.native, none, frozen),
-        "bias too short": lambda: core.linear(x, w.native, numbers(15), y),
-        "no weight": lambda: core.linear(x, none, none, y),
-        "id below zero": lambda: cpu.embed(np.array([-1], i32), w),
-        "id beyond the table": lambda: cpu.embed(np.array([16], i32), w),
-        "norm too short": lambda: cpu.rms_norm(x, numbers(31), 1e-6),
-        "odd swiglu": lambda: cpu.swiglu(numbers(2, 33)),
-        "buffer too small": lambda: _C.Matrix(aligned_empty(64), "q4", 1, 16, 32),
-        "buffer not aligned": lambda: _C.Matrix(aligned_empty(577)[1:], "q8", 1, 16, 32),
-        "unknown format": lambda: _C.packed_bytes("q3", 1, 16, 32),
-        "no rows": lambda: _C.packed_bytes("q4", 1, 0, 32),
-        "part of a panel": lambda: core.pack(w.native, w.buffer, 0, 8, numbers(8, 32)),
-        "too many rows": lambda: core.pack(w.native, w.buffer, 0, 0, numbers(32, 32)),
-        "no such expert": lambda: core.pack(w.native, w.buffer, 1, 0, numbers(16, 32)),
-        "another buffer": lambda: core.pack(w.native, aligned_empty(w.buffer.size), 0, 0, numbers(16, 32)),
-        "starts beyond rows": lambda: batch([0], [0, 9], [1], [[0]]),
-        "starts not rising": lambda: batch([0, 0, 1], [0, 5, 3], [1, 2], [[0], [1]]),
-        "position off": lambda: batch([3], [0, 1], [1], [[0]]),
-        "table too narrow": lambda: batch([16], [0, 1], [17], [[0]]),
-        "negative block": lambda: batch([0], [0, 1], [1], [[-1]]),
-        "empty batch": lambda: batch([], [0], [], []),
-        "block beyond the cache": lambda: core.attention(
-            q, cache, 0, batch([0], [0, 1], [1], [[2]]), q.copy()
-        ),
-        "no such layer": lambda: core.attention(q, cache, 1, one, q.copy()),
-        "heads in part": lambda: core.attention(numbers(1, 17), cache, 0, one, numbers(1, 17)),
-        "rows not the batch's": lambda: core.attention(numbers(2, 16), cache, 0, one, numbers(2, 16)),
-        "position beyond rope": lambda: core.store_kv(qkv, none, none, rope, 1e-6, cache, 0, far, q),
-        "rope too narrow": lambda: core.store_kv(
-            qkv, none, none, rope[:, :, :4].copy(), 1e-6, cache, 0, one, q
-        ),
-        "one norm of two": lambda: core.store_kv(qkv, numbers(16), none, rope, 1e-6, cache, 0, one, q),
-        "odd head_dim": lambda: cpu.new_cache(1, 1, 1, 15, "f16"),
-        "no blocks": lambda: cpu.new_cache(1, 0, 1, 16, "f16"),
-        "top_k beyond experts": lambda: cpu.moe(x, numbers(2, 1), w, w, 2, True),
-        "num_valid beyond V": lambda: cpu.sample(y, [sample_args()] * 2, 17),
-        "arguments missing": lambda: cpu.sample(y, [sample_args()], 16),
-        "negative temperature": lambda: cpu.sample(y[:1], [sample_args(temperature=-1.0)], 16),
-        "no threads": lambda: _C.Core(0),
-        "unknown isa": lambda: _C.Core(1, "mmx"),
-    }
-
-
-class TestBorder:
-    def test_bad_arguments_raise(self, cpu: CpuBackend) -> None:
-        for name, call in bad_calls(cpu).items():
-            with pytest.raises((TypeError, ValueError)):
-                call()
-                pytest.fail(f"{name} was accepted")
-
-    def test_a_cache_beyond_memory_is_a_usage_error(self, cpu: CpuBackend) -> None:
-        with pytest.raises(UsageError, match="max_kv_tokens"):
-            cpu.new_cache(1000, 10**8, 64, 512, "f32")
-
-    def test_an_unknown_isa_names_those_that_run(self) -> None:
-        with pytest.raises(UsageError, match="scalar"):
-            CpuBackend(threads=1, isa="mmx")
-
-    @pytest.mark.parametrize("isa", _C.supported_isas())
-    def test_the_environment_forces_an_isa(self, isa: str) -> None:
-        code = "from deepfast.backend.cpu import CpuBackend; print(CpuBackend(1).isa)"
-        environment = os.environ | {ENV_ISA: isa}
-        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert run.stdout.strip() == isa, run.stderr
-
-
-class TestThreads:
-    def test_results_do_not_depend_on_the_number_of_threads(self) -> None:
-        w, x = ArrayMatrix(numbers(500, 256)), numbers(40, 256, seed=1)
-        results = [b.linear(x, b.pack([w], "q4")) for b in (CpuBackend(1), CpuBackend(2), CpuBackend(5))]
-        assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
-
-    def test_many_short_jobs(self) -> None:
-        cpu = CpuBackend(4)
-        x, weight = numbers(64, 1024), numbers(1024, seed=1)
-        wanted = cpu.rms_norm(x, weight, 1e-6)
-        for _ in range(300):
-            assert np.array_equal(cpu.rms_norm(x, weight, 1e-6), wanted)
-
-    def test_available_cpus(self) -> None:
-        assert 1 <= available_cpus() <= (os.cpu_count() or 1)
-
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-    def test_a_forked_child_works_alone(self) -> None:
-        cpu = CpuBackend(3)
-        x, weight = numbers(64, 1024), numbers(1024, seed=1)
-        wanted = cpu.rms_norm(x, weight, 1e-6)
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if np.array_equal(cpu.rms_norm(x, weight, 1e-6), wanted) else 1)
-        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_q4_rule_and_error_are_as_stated() -> None:

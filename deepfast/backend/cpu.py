@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _C
-from ..config import ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat
+from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat
 from ..types import EngineError, UsageError
 from .base import Batch, FloatArray, IntArray, SampleArgs
 
@@ -183,9 +183,9 @@ class CpuBackend:
         try:
             return _C.KVCache(layers, blocks, kv_heads, head_dim, format == "f16")
         except MemoryError as error:
-            size = 2 * layers * blocks * 16 * kv_heads * head_dim * (2 if format == "f16" else 4)
+            size = 2 * layers * blocks * BLOCK_SIZE * kv_heads * head_dim * (2 if format == "f16" else 4)
             raise UsageError(
-                f"a KV cache of {size / 2**20:.0f} MiB does not fit in memory. Lower max_kv_tokens or max_context."
+                f"a KV cache of {size / 2**20:.0f} MiB does not fit in memory. Lower max_kv_tokens."
             ) from error
 
     def embed(self, token_ids: IntArray, table: Weight) -> FloatArray:

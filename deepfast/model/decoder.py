@@ -200,6 +200,8 @@ class _Loader:
         tied = self._tied()
         embedding = self._pack(EMBEDDING)
         head = embedding if tied else self._pack(HEAD)
+        self.checkpoint.release()
+        self.progress(self.checkpoint.fraction_used)
         layers = [self._layer(f"model.layers.{i}", i) for i in range(self.config.num_layers)]
         final_norm = self._vector(FINAL_NORM)
         unknown = [name for name in self.checkpoint.unused() if not name.endswith(DERIVED)]

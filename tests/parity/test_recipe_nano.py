@@ -1,4 +1,4 @@
-"""The recipe of the bundled model: its decoder is transformers' Qwen3, its documents are the template's, its q8 is close.
+"""The recipe of the bundled model: its decoder is Qwen3, its documents are the template's, its q8 is close.
 
 In: recipes/, a tiny random model. It trains three steps at most and needs PyTorch and transformers.
 """
@@ -109,7 +109,6 @@ def test_a_resumed_run_is_an_undisturbed_run(tmp_path: Path, monkeypatch: pytest
         for stop in stops:
             torch.manual_seed(0)
             model = nano_model.Nano(TINY)
-            monkeypatch.setattr(nano, "DECAY_FROM", 1.0)
             nano.train(model, tokenizer, stop, work, "cpu")
         states.append(model.state_dict())
     for key, value in states[0].items():

@@ -1,0 +1,39 @@
+"""What the kernel tests share: a backend per instruction set, random numbers, two measures of nearness.
+
+Does not know: any op.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deepfast import _C
+from deepfast.backend.base import FloatArray
+from deepfast.backend.cpu import CpuBackend
+
+ISAS = ["avx512", "avx2", "scalar"]
+
+
+def backend_of(isa: str) -> CpuBackend:
+    """Three threads in the named instruction set; skips the test where it does not run."""
+    if isa not in _C.supported_isas():
+        pytest.skip(f"this machine has no {isa}")
+    return CpuBackend(threads=3, isa=isa)
+
+
+def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> FloatArray:
+    """Normal numbers, float32."""
+    return (np.random.default_rng((seed, *shape)).standard_normal(shape) * scale).astype(np.float32)
+
+
+def assert_close(got: FloatArray, wanted: FloatArray, bound: float) -> None:
+    """The largest difference is within `bound` of the largest value."""
+    assert got.shape == wanted.shape and got.dtype == np.float32
+    assert np.abs(got - wanted).max() <= bound * max(float(np.abs(wanted).max()), 1e-30)
+
+
+def assert_near(got: FloatArray, wanted: FloatArray, bound: float) -> None:
+    """The norm of the difference is within `bound` of the norm."""
+    assert got.shape == wanted.shape
+    assert np.linalg.norm(got - wanted) <= bound * np.linalg.norm(wanted)

@@ -1,0 +1,210 @@
+"""The native sampler token for token, what the border refuses, the choice of instruction set, and threads.
+
+Needs numpy alone: this file also runs under the sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from kernel_support import ISAS, backend_of, numbers
+
+from deepfast import _C
+from deepfast.backend.base import SampleArgs
+from deepfast.backend.cpu import CpuBackend, aligned_empty, available_cpus
+from deepfast.backend.quant import ArrayMatrix
+from deepfast.backend.reference import sample_row
+from deepfast.config import ENV_ISA
+from deepfast.types import EngineError, UsageError
+
+
+def sample_args(**changes: Any) -> SampleArgs:
+    defaults: dict[str, Any] = {
+        "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "uniform": 0.5,
+    }  # fmt: skip
+    return SampleArgs(**(defaults | changes))
+
+
+def random_args(rng: np.random.Generator, vocab: int) -> SampleArgs:
+    ids = [int(i) for i in rng.integers(0, vocab + 5, 30)]
+    return sample_args(
+        temperature=float(rng.choice([0.0, 0.3, 0.6, 1.0, 2.0])),
+        top_k=int(rng.choice([0, 1, 20, 100, 10**6])),
+        top_p=float(rng.choice([0.0, 0.5, 0.95, 1.0])),
+        min_p=float(rng.choice([0.0, 0.02, 0.3, 1.0])),
+        uniform=float(rng.random()),
+        presence_penalty=float(rng.choice([0.0, 1.5, -0.5])),
+        frequency_penalty=float(rng.choice([0.0, 0.3])),
+        repetition_penalty=float(rng.choice([1.0, 1.1, 0.8])),
+        logit_bias={i: float(rng.normal() * 5) for i in ids[:3]} if rng.random() < 0.5 else {},
+        banned_ids=ids[3:6] if rng.random() < 0.5 else [],
+        prompt_ids=ids[6:15],
+        output_ids=ids[10:],
+    )
+
+
+@pytest.fixture(scope="module", params=ISAS)
+def cpu(request: pytest.FixtureRequest) -> CpuBackend:
+    return backend_of(request.param)
+
+
+class TestSample:
+    @pytest.mark.parametrize("vocab", [12, 300, 20000])
+    def test_token_for_token_as_reference(self, cpu: CpuBackend, vocab: int) -> None:
+        rng = np.random.default_rng(vocab)
+        args = [random_args(rng, vocab) for _ in range(40 if vocab > 1000 else 150)]
+        logits = (rng.standard_normal((len(args), vocab)) * rng.choice([0.2, 3, 10], (len(args), 1))).astype(
+            np.float32
+        )
+        logits[::5] = np.round(logits[::5])  # many ties
+        logits[1::7, ::2] = -np.inf
+        valid = vocab - 1
+        wanted = [sample_row(row[:valid], a) for row, a in zip(logits, args, strict=True)]
+        assert cpu.sample(logits, args, valid) == wanted
+
+    def test_order_and_ends_of_the_distribution(self, cpu: CpuBackend) -> None:
+        logits = np.log(np.array([[0.2, 0.5, 0.2, 0.1, 0.0]], np.float32) + np.float32(1e-38))
+        logits[0, 4] = -np.inf
+        for uniform, token in ((0.0, 1), (0.49, 1), (0.51, 0), (0.71, 2), (0.95, 3), (1 - 1e-16, 3)):
+            assert cpu.sample(logits, [sample_args(uniform=uniform)], 5) == [token]
+
+    def test_padding_is_never_drawn(self, cpu: CpuBackend) -> None:
+        logits = np.zeros((50, 40), np.float32)
+        logits[:, 30:] = 50.0
+        args = [sample_args(uniform=i / 50) for i in range(49)] + [sample_args(temperature=0.0)]
+        assert max(cpu.sample(logits, args, 30)) < 30
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_a_damaged_row_is_an_error(self, cpu: CpuBackend, value: float) -> None:
+        logits = numbers(2, 100)
+        logits[1, 50] = value
+        with pytest.raises(EngineError, match="NaN or infinity"):
+            cpu.sample(logits, [sample_args(), sample_args()], 100)
+        with pytest.raises(EngineError, match="no token is left"):
+            cpu.sample(logits[:1], [sample_args(banned_ids=range(100))], 100)
+
+
+def bad_arrays(cpu: CpuBackend) -> dict[str, Any]:
+    """Calls with arrays or sizes that must be refused at the border, by what is wrong with them."""
+    core, x = cpu._core, numbers(2, 32)
+    w = cpu.pack([ArrayMatrix(numbers(16, 32))], "q8")
+    y, none, i32 = np.empty((2, 16), np.float32), cast(Any, None), np.int32
+    frozen = y.copy()
+    frozen.setflags(write=False)
+    return {
+        "float64 input": lambda: core.linear(x.astype(np.float64), w.native, none, y),
+        "one dimension": lambda: core.linear(x[0], w.native, none, y),
+        "not contiguous": lambda: core.linear(numbers(2, 64)[:, ::2], w.native, none, y),
+        "too narrow": lambda: core.linear(numbers(2, 31), w.native, none, y),
+        "output too small": lambda: core.linear(x, w.native, none, y[:1]),
+        "read-only output": lambda: core.linear(x, w.native, none, frozen),
+        "bias too short": lambda: core.linear(x, w.native, numbers(15), y),
+        "no weight": lambda: core.linear(x, none, none, y),
+        "id below zero": lambda: cpu.embed(np.array([-1], i32), w),
+        "id beyond the table": lambda: cpu.embed(np.array([16], i32), w),
+        "norm too short": lambda: cpu.rms_norm(x, numbers(31), 1e-6),
+        "odd swiglu": lambda: cpu.swiglu(numbers(2, 33)),
+        "buffer too small": lambda: _C.Matrix(aligned_empty(64), "q4", 1, 16, 32),
+        "buffer not aligned": lambda: _C.Matrix(aligned_empty(577)[1:], "q8", 1, 16, 32),
+        "unknown format": lambda: _C.packed_bytes("q3", 1, 16, 32),
+        "no rows": lambda: _C.packed_bytes("q4", 1, 0, 32),
+        "part of a panel": lambda: core.pack(w.native, w.buffer, 0, 8, numbers(8, 32)),
+        "too many rows": lambda: core.pack(w.native, w.buffer, 0, 0, numbers(32, 32)),
+        "no such expert": lambda: core.pack(w.native, w.buffer, 1, 0, numbers(16, 32)),
+        "another buffer": lambda: core.pack(w.native, aligned_empty(w.buffer.size), 0, 0, numbers(16, 32)),
+        "odd head_dim": lambda: cpu.new_cache(1, 1, 1, 15, "f16"),
+        "no blocks": lambda: cpu.new_cache(1, 0, 1, 16, "f16"),
+        "top_k beyond experts": lambda: cpu.moe(x, numbers(2, 1), w, w, 2, True),
+        "num_valid beyond V": lambda: cpu.sample(y, [sample_args()] * 2, 17),
+        "arguments missing": lambda: cpu.sample(y, [sample_args()], 16),
+        "negative temperature": lambda: cpu.sample(y[:1], [sample_args(temperature=-1.0)], 16),
+        "no threads": lambda: _C.Core(0),
+        "unknown isa": lambda: _C.Core(1, "mmx"),
+    }
+
+
+def make_batch(positions: list[int], starts: list[int], lens: list[int], tables: list[list[int]]) -> _C.Batch:
+    """The native batch of plain lists."""
+    p, s, n = (np.array(a, np.int32) for a in (positions, starts, lens))
+    return _C.Batch(p, s, n, np.array(tables, np.int32))
+
+
+def bad_batches(cpu: CpuBackend) -> dict[str, Any]:
+    """Batches, blocks, positions and heads that must be refused at the border."""
+    core, none = cpu._core, None
+    cache = cpu.new_cache(1, 2, 1, 16, "f16")
+    rope = cpu.rope_table([1.0] * 8, 1.0, 16)
+    one, far = make_batch([0], [0, 1], [1], [[0]]), make_batch([16], [0, 1], [17], [[0, 1]])
+    lost, thin = make_batch([0], [0, 1], [1], [[2]]), rope[:, :, :4].copy()
+    q, qkv = np.empty((1, 16), np.float32), numbers(1, 48)
+    return {
+        "starts beyond rows": lambda: make_batch([0], [0, 9], [1], [[0]]),
+        "starts not rising": lambda: make_batch([0, 0, 1], [0, 5, 3], [1, 2], [[0], [1]]),
+        "position off": lambda: make_batch([3], [0, 1], [1], [[0]]),
+        "table too narrow": lambda: make_batch([16], [0, 1], [17], [[0]]),
+        "negative block": lambda: make_batch([0], [0, 1], [1], [[-1]]),
+        "empty batch": lambda: make_batch([], [0], [], []),
+        "block beyond the cache": lambda: core.attention(q, cache, 0, lost, q.copy()),
+        "no such layer": lambda: core.attention(q, cache, 1, one, q.copy()),
+        "heads in part": lambda: core.attention(numbers(1, 17), cache, 0, one, numbers(1, 17)),
+        "rows not of the batch": lambda: core.attention(numbers(2, 16), cache, 0, one, numbers(2, 16)),
+        "position beyond rope": lambda: core.store_kv(qkv, none, none, rope, 1e-6, cache, 0, far, q),
+        "rope too narrow": lambda: core.store_kv(qkv, none, none, thin, 1e-6, cache, 0, one, q),
+        "one norm of two": lambda: core.store_kv(qkv, numbers(16), none, rope, 1e-6, cache, 0, one, q),
+    }
+
+
+class TestBorder:
+    def test_bad_arguments_raise(self, cpu: CpuBackend) -> None:
+        for name, call in (bad_arrays(cpu) | bad_batches(cpu)).items():
+            with pytest.raises((TypeError, ValueError)):
+                call()
+                pytest.fail(f"{name} was accepted")
+
+    def test_a_cache_beyond_memory_is_a_usage_error(self, cpu: CpuBackend) -> None:
+        with pytest.raises(UsageError, match="max_kv_tokens"):
+            cpu.new_cache(1000, 10**8, 64, 512, "f32")
+
+    def test_an_unknown_isa_names_those_that_run(self) -> None:
+        with pytest.raises(UsageError, match="scalar"):
+            CpuBackend(threads=1, isa="mmx")
+
+    @pytest.mark.parametrize("isa", _C.supported_isas())
+    def test_the_environment_forces_an_isa(self, isa: str) -> None:
+        code = "from deepfast.backend.cpu import CpuBackend; print(CpuBackend(1).isa)"
+        environment = os.environ | {ENV_ISA: isa}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert run.stdout.strip() == isa, run.stderr
+
+
+class TestThreads:
+    def test_results_do_not_depend_on_the_number_of_threads(self) -> None:
+        w, x = ArrayMatrix(numbers(500, 256)), numbers(40, 256, seed=1)
+        results = [b.linear(x, b.pack([w], "q4")) for b in (CpuBackend(1), CpuBackend(2), CpuBackend(5))]
+        assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+    def test_many_short_jobs(self) -> None:
+        cpu = CpuBackend(4)
+        x, weight = numbers(64, 1024), numbers(1024, seed=1)
+        wanted = cpu.rms_norm(x, weight, 1e-6)
+        for _ in range(300):
+            assert np.array_equal(cpu.rms_norm(x, weight, 1e-6), wanted)
+
+    def test_available_cpus(self) -> None:
+        assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+    def test_a_forked_child_works_alone(self) -> None:
+        cpu = CpuBackend(3)
+        x, weight = numbers(64, 1024), numbers(1024, seed=1)
+        wanted = cpu.rms_norm(x, weight, 1e-6)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(cpu.rms_norm(x, weight, 1e-6), wanted) else 1)
+        assert os.waitpid(child, 0)[1] == 0
