@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <optional>
 
 #include "bind_types.h"
@@ -211,11 +212,17 @@ void sample_rows(Core& core, In<float, 2> logits, int64_t num_valid, In<double, 
     same("entries of bias_values", bias_values.size(), bias_ids.size());
     const Ragged bias(bias_ids, bias_starts, rows), bans(banned, banned_starts, rows);
     const Ragged prompts(prompt, prompt_starts, rows), outputs(output, output_starts, rows);
+    for (size_t i = 0; i < bias_values.size(); ++i)
+        if (!(bias_values.data()[i] < INFINITY)) fail("a logit bias is NaN or infinite; expected a number");
+    for (size_t i = 0; i < numbers.size(); ++i)
+        if (!std::isfinite(numbers.data()[i]))
+            fail("a sampling parameter is NaN or infinite; expected a number");
     std::vector<SampleRow> args(rows);
     for (size_t i = 0; i < rows; ++i) {
         const double* v = numbers.data() + 8 * i;
-        if (!(v[0] >= 0.0)) fail("temperature=" + std::to_string(v[0]) + "; expected at least 0");
-        in_range("top_k", static_cast<int64_t>(std::clamp(v[1], -1.0, 1e9)), 0, kMaxSize);
+        if (v[0] < 0.0) fail("temperature=" + std::to_string(v[0]) + "; expected at least 0");
+        if (v[7] <= 0.0) fail("repetition_penalty=" + std::to_string(v[7]) + "; expected above 0");
+        in_range("top_k", static_cast<int64_t>(std::clamp(v[1], -1.0, 2e9)), 0, kMaxSize);
         args[i] = SampleRow{v[0],
                             v[2],
                             v[3],

@@ -39,13 +39,12 @@ bool in_range(int32_t id, int valid) { return id >= 0 && id < valid; }
 
 // Copies the logits; false when one is NaN or +infinity.
 bool copy_logits(const float* row, int valid, double* logits) {
-    float poison = 0.0f, top = -INFINITY;
+    int bad = 0;
     for (int i = 0; i < valid; ++i) {
         logits[i] = row[i];
-        top = row[i] > top ? row[i] : top;
-        poison += row[i] != row[i] ? 1.0f : 0.0f;
+        bad |= row[i] < INFINITY ? 0 : 1;
     }
-    return poison == 0.0f && top < INFINITY;
+    return bad == 0;
 }
 
 void penalise_repetition(const int32_t* ids, int count, double penalty, int valid, const Memory& m) {
@@ -103,11 +102,13 @@ class Ranking {
         if (ranked_ == 0 && valid_ > kFirst) {  // a heap of the best so far, its worst on top
             for (int32_t i = 0; i < kFirst; ++i) order[i] = i;
             std::make_heap(order, order + kFirst, before);
+            double worst = m_.logits[order[0]];
             for (int32_t i = kFirst; i < valid_; ++i) {
-                if (m_.logits[i] <= m_.logits[order[0]]) continue;
+                if (m_.logits[i] <= worst) continue;
                 std::pop_heap(order, order + kFirst, before);
                 order[kFirst - 1] = i;
                 std::push_heap(order, order + kFirst, before);
+                worst = m_.logits[order[0]];
             }
             std::sort_heap(order, order + kFirst, before);
             ranked_ = kFirst;
@@ -175,11 +176,10 @@ int32_t draw(const SampleRow& a, int count, int valid, Ranking& ranking, const d
 int32_t sample_row(const float* row, int valid, const SampleRow& a, const Memory& m) {
     if (!copy_logits(row, valid, m.logits)) return kSampleNaN;
     adjust(a, valid, m);
-    const int32_t best = largest(m.logits, valid);
-    if (m.logits[best] == -INFINITY) return kSampleEmpty;
-    if (m.logits[best] != m.logits[best]) return kSampleNaN;
-    if (a.temperature == 0.0) return best;
     Ranking ranking(m, valid);
+    const int32_t best = a.temperature == 0.0 ? largest(m.logits, valid) : ranking.at(0);
+    if (m.logits[best] == -INFINITY) return kSampleEmpty;
+    if (a.temperature == 0.0) return best;
     const int count = a.top_k > 0 && a.top_k < valid ? a.top_k : valid;
     return draw(a, count, valid, ranking, m.logits);
 }

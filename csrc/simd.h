@@ -18,13 +18,16 @@
 #error "compile kernel files with -DDF_ISA=avx512|avx2|scalar (see CMakeLists.txt)"
 #endif
 
+#if defined(DEEPFAST_EMULATE_AVX512) || defined(DEEPFAST_SANITIZE)  // small code for test builds
+#define DF_INLINE static inline
+#define DF_UNROLL
+#else
 #define DF_INLINE static inline __attribute__((always_inline))
-#if defined(DEEPFAST_EMULATE_AVX512) || defined(DEEPFAST_SANITIZE)
-#define DF_UNROLL  // small code for test builds
-#elif defined(__clang__)
+#if defined(__clang__)
 #define DF_UNROLL _Pragma("unroll")
 #else
 #define DF_UNROLL _Pragma("GCC unroll 16")
+#endif
 #endif
 
 namespace deepfast::DF_ISA {

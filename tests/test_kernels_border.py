@@ -123,6 +123,9 @@ def bad_arrays(cpu: CpuBackend) -> dict[str, Any]:
         "num_valid beyond V": lambda: cpu.sample(y, [sample_args()] * 2, 17),
         "arguments missing": lambda: cpu.sample(y, [sample_args()], 16),
         "negative temperature": lambda: cpu.sample(y[:1], [sample_args(temperature=-1.0)], 16),
+        "bias not a number": lambda: cpu.sample(y[:1], [sample_args(logit_bias={1: np.nan})], 16),
+        "top_p not a number": lambda: cpu.sample(y[:1], [sample_args(top_p=np.nan)], 16),
+        "no repetition penalty": lambda: cpu.sample(y[:1], [sample_args(repetition_penalty=0.0)], 16),
         "no threads": lambda: _C.Core(0),
         "unknown isa": lambda: _C.Core(1, "mmx"),
     }
