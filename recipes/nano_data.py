@@ -143,9 +143,12 @@ class Writer:
     def _exchange(self) -> tuple[str, str, str]:
         if self.rng.random() < 0.025:
             return self.rng.choice(SMALL_TALK)
-        task = self.rng.choices(self.tasks, self.weights)[0]
-        problem = sample(task, self.rng, held_out=False)
-        return problem.question, problem.trace, problem.answer
+        task, _, repeats = self.rng.choices(self.tasks, self.weights)[0].partition(" with ")
+        while True:
+            problem = sample(task, self.rng, held_out=False)
+            numbers = problem.answer.split(", ")
+            if not repeats or len(set(numbers)) < len(numbers):
+                return problem.question, problem.trace, problem.answer
 
     def _history(self) -> str:
         """An earlier turn as the template renders it: without its thought."""

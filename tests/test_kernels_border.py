@@ -16,7 +16,8 @@ from kernel_support import ISAS, backend_of, numbers
 
 from deepfast import _C
 from deepfast.backend.base import SampleArgs
-from deepfast.backend.cpu import CpuBackend, aligned_empty, available_cpus
+from deepfast.backend.cpu import CpuBackend, aligned_empty
+from deepfast.backend.machine import available_cpus
 from deepfast.backend.quant import ArrayMatrix
 from deepfast.backend.reference import sample_row
 from deepfast.config import ENV_ISA

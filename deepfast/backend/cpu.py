@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from .. import _C
 from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat
 from ..types import EngineError, UsageError
 from .base import Batch, FloatArray, IntArray, SampleArgs
+from .machine import available_cpus
 
 PACK_ROWS = 1024  # rows of a matrix that are in memory as float32 while it is packed; whole panels of 16
 ALIGNMENT = 64  # a cache line, a 512-bit register
@@ -34,31 +34,6 @@ class Weight:
     columns: int  # K
     buffer: npt.NDArray[np.uint8]
     native: _C.Matrix
-
-
-def available_cpus() -> int:
-    """Processors that this process may use: its affinity, limited by the quota of its control group."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        count = os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
-    return max(1, min(count, int(quota + 0.5)) if quota else count)
-
-
-def _cgroup_quota(root: Path) -> float | None:
-    """Processors granted by control group version 2 or 1, None when unlimited or unknown."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
-        return None
-    return int(quota) / int(period) or None
 
 
 def aligned_empty(size: int) -> npt.NDArray[np.uint8]:

@@ -1,8 +1,7 @@
-"""What this machine has: free memory, and how fast it reads it (the number that bounds generation, token by
-token).
+"""What this machine has: processors, free memory, and how fast it reads memory.
 
-In: nothing, or a number of threads. Out: bytes, bytes per second.
-Does not know: models, kernels, what the numbers are compared with.
+The last number bounds generation, token by token. In: nothing, or a number of threads. Out: counts, bytes,
+bytes per second. Does not know: models, kernels, what the numbers are compared with.
 """
 
 from __future__ import annotations
@@ -17,6 +16,31 @@ import numpy as np
 
 ARRAY_BYTES = 256 << 20
 PASSES = 9
+
+
+def available_cpus() -> int:
+    """Processors that this process may use: its affinity, limited by the quota of its control group."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        count = os.cpu_count() or 1
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(count, int(quota + 0.5)) if quota else count)
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """Processors granted by control group version 2 or 1, None when unlimited or unknown."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        return None
+    return int(quota) / int(period) or None
 
 
 def free_memory() -> int:

@@ -50,8 +50,7 @@ class Plan(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def bench(quick: bool, as_json: bool, **options: Any) -> None:
     """Measure speed beside the limit of the machine's memory."""
-    from ..backend.machine import read_bandwidth
-    from ..backend.cpu import available_cpus
+    from ..backend.machine import available_cpus, read_bandwidth
     from ..model import hub
     from ..model.weights import Checkpoint
 

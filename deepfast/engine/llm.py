@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..backend.base import Backend
-from ..backend.cpu import CpuBackend, available_cpus
-from ..backend.machine import free_memory
+from ..backend.cpu import CpuBackend
+from ..backend.machine import available_cpus, free_memory
 from ..backend.reference import ReferenceBackend
 from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
 from ..model import hub
