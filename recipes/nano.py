@@ -32,10 +32,10 @@ RATES = (  # (token, share of the peak learning rate), linear in between; the la
     (5_750_000, 1.0),
     (8_550_000, 0.513),
     (11_600_000, 0.209),
-    (14_000_000, 0.08),
-    (14_200_000, 0.15),
-    (15_200_000, 0.15),
-    (16_500_000, 0.01),
+    (14_550_000, 0.045),
+    (14_600_000, 0.15),
+    (15_700_000, 0.15),
+    (17_200_000, 0.01),
 )
 TOTAL_TOKENS = RATES[-1][0]
 MANY_ROWS_FROM = 5_750_000
@@ -53,7 +53,7 @@ STAGES: tuple[tuple[int, dict[str, float]], ...] = (  # (from token, task shares
     (5_750_000, {"product": 0.24, "sum": 0.17, "difference": 0.17, "letters": 0.20, "sorting": 0.22}),
     (8_550_000, {"product": 0.21, "sum": 0.11, "difference": 0.15, "letters": 0.25, "sorting": 0.28}),
     (11_600_000, {"product": 0.16, "sum": 0.10, "difference": 0.13, "letters": 0.28, "sorting": 0.33}),
-    (14_000_000, LAST_SHARES),
+    (14_480_000, LAST_SHARES),
 )
 
 
