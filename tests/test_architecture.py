@@ -108,5 +108,7 @@ def test_every_test_file_has_tests():
 def test_importing_the_package_does_no_work():
     heavy = ("numpy", "tokenizers", "jinja2", "rich", "torch")
     code = f"import sys, deepfast; print([name for name in {heavy} if name in sys.modules])"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert shown.strip() == "[]"

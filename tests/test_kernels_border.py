@@ -182,7 +182,9 @@ class TestBorder:
     def test_the_environment_forces_an_isa(self, isa: str) -> None:
         code = "from deepfast.backend.cpu import CpuBackend; print(CpuBackend(1).isa)"
         environment = os.environ | {ENV_ISA: isa}
-        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True
+        )
         assert run.stdout.strip() == isa, run.stderr
 
 

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _C
+try:
+    from .. import _C
+except ImportError as error:
+    raise ImportError(
+        "the native core is missing: this is the source tree, not the installed package. "
+        "Start Python in another directory, or install with pip install -e ."
+    ) from error
 from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat
 from ..types import EngineError, UsageError
 from .base import Batch, FloatArray, IntArray, SampleArgs

@@ -193,7 +193,7 @@ def _print_table(report: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"Loaded in {report['load_s']:.2f} s. Memory reads {report['bandwidth_gb_s']:.1f} GB/s; the limit is "
-        "that over the weights and KV cache that a step reads. A model that fits the processor's cache may "
-        "pass it; a batch is limited by arithmetic first.",
+        "that over the weights and KV cache that a step reads. A small model lives in the processor's cache "
+        "and is bound by the fixed cost of a step instead; a batch is bound by arithmetic.",
         highlight=False,
     )
