@@ -22,6 +22,7 @@ ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
 KVFormat = Literal["f32", "f16"]
 
+BUNDLED_NAME = "deepfast-nano"  # the model that ships with the package
 ANSWER_RESERVE = 256  # tokens kept free for the answer, at most a quarter of what the request may generate
 BLOCK_SIZE = 16  # KV positions per block: the lanes of one vector register
 GROUP_SIZE = 32  # weights that share a scale in q4 and q8
@@ -29,7 +30,7 @@ GROUP_SIZE = 32  # weights that share a scale in q4 and q8
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """Qwen's recommendation for one mode (FACTS: model cards of Qwen3)."""
+    """Qwen's recommendation for one mode (the model cards of Qwen3)."""
 
     temperature: float
     top_p: float
@@ -90,7 +91,7 @@ class ModelConfig:
     weight_bits: int = 0  # 8 when the checkpoint itself is quantised in our format, 0 otherwise
 
     def inverse_frequencies(self) -> list[float]:
-        """RoPE angle per position for each pair of dimensions, [head_dim / 2] (with YaRN: FACTS 2.3)."""
+        """RoPE angle per position for each pair of dimensions, [head_dim / 2] (YaRN: arXiv 2309.00071)."""
         half = self.head_dim // 2
         plain = [self.rope_theta ** (-2.0 * j / self.head_dim) for j in range(half)]
         if self.yarn is None:

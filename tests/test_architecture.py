@@ -1,6 +1,6 @@
 """The architecture, as a test. If it fails, the import is wrong or the rule is: change one on purpose.
 
-In: the source tree. Out: a list of what breaks DESIGN's rules. Does not know: what the code does.
+In: the source tree. Out: a list of what breaks the rules below. Does not know: what the code does.
 """
 
 import ast

@@ -1,6 +1,6 @@
 """The command line: what goes to which stream, exit codes, one clear line for every mistake, a real terminal.
 
-In: `deepfast` with a scripted model inside. Out: that people and scripts get what DESIGN section 4 promises.
+In: `deepfast` with a scripted model inside. Out: that people and scripts get what the README promises.
 Does not know: real models (test_cli_model.py does).
 """
 

@@ -163,8 +163,8 @@ class Backend(Protocol):
     def moe(
         self, x: Array, router: Array, gate_up: Weight, down: Weight, top_k: int, normalise: bool
     ) -> Array:
-        """[N, D], router logits [N, E], [E, 2F, D], [E, D, F] -> [N, D]; softmax over all E, then top_k
-        (FACTS 2.2)."""
+        """[N, D], router logits [N, E], [E, 2F, D], [E, D, F] -> [N, D]; softmax over all E, then top_k,
+        as in Qwen3-MoE."""
         ...
 
     def take(self, x: Array, rows: IntArray) -> Array:

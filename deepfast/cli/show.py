@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ..config import (
+    BUNDLED_NAME,
     NO_THINK_DEFAULTS,
     THINK_DEFAULTS,
     KVFormat,
@@ -66,7 +67,7 @@ def describe(model: str | None) -> dict[str, Any]:
     lengths = sorted({n for n in CONTEXTS if n < config.max_positions} | {config.max_positions})
     files = [entry for entry in sorted(path.iterdir()) if entry.is_file()]
     return {
-        "model": model or "deepfast-nano",
+        "model": model or BUNDLED_NAME,
         "path": str(path),
         "architecture": config.architecture,
         "shapes": {field: getattr(config, field) for field in SHAPES if getattr(config, field)},

@@ -21,7 +21,7 @@ from ..backend.base import Backend
 from ..backend.cpu import CpuBackend
 from ..backend.machine import available_cpus, free_memory
 from ..backend.reference import ReferenceBackend
-from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
+from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig, resolve_sampling
 from ..model import hub
 from ..model.decoder import Decoder
 from ..model.weights import Checkpoint
@@ -70,7 +70,7 @@ class LLM:
     ) -> None:
         began = time.monotonic()
         path = hub.resolve(None if model is None else str(model))
-        self.name = "deepfast-nano" if model is None else str(model)
+        self.name = BUNDLED_NAME if model is None else str(model)
         settings = config or EngineConfig()
         self.tokenizer = Tokenizer.from_dir(path)
         checkpoint = Checkpoint.open(path)
