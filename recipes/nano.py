@@ -1,8 +1,9 @@
 """Trains the bundled model, from nothing to the files in `deepfast/bundled/`: `python recipes/nano.py`.
 
 In: no data but a seed (problems are generated). Out: tokenizer, configuration and q8 weights; checkpoints
-under `--work`, from which an interrupted run goes on. It takes at most 90 minutes on two CPU cores; a GPU is
-used when present. It knows nothing of the engine; `recipes/nano_card.py` measures the result with it.
+under `--work`, from which an interrupted run goes on. Two
+CPU cores need 72 minutes at the rate measured on idle ones; a GPU is used when present. It knows nothing of
+the engine; `recipes/nano_card.py` measures the result with it.
 """
 
 import argparse
