@@ -24,6 +24,8 @@ KVFormat = Literal["f32", "f16"]
 
 BUNDLED_NAME = "deepfast-nano"  # the model that ships with the package
 ANSWER_RESERVE = 256  # tokens kept free for the answer, at most a quarter of what the request may generate
+MAX_WAITS = 6  # times that one thought is extended by "Wait" (s1, arXiv 2501.19393: it flattens there)
+MAX_DRAFT = 8  # tokens that speculation proposes at once
 BLOCK_SIZE = 16  # KV positions per block: the lanes of one vector register
 GROUP_SIZE = 32  # weights that share a scale in q4 and q8
 
@@ -264,6 +266,8 @@ class EngineConfig:
     max_kv_tokens: int | None = None
     max_batch_tokens: int = 512
     max_running: int = 16
+    prefix_cache: bool = True
+    speculation: bool = True
     threads: int | None = None
 
     def resolve(self, model: ModelConfig, free_bytes: int, cpus: int) -> EngineConfig:

@@ -16,6 +16,10 @@ FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 ThinkingStop = Literal["natural", "budget", "loop", "user", "none"]
 DeltaKind = Literal["reasoning", "content", "tool_call"]
 ModelKind = Literal["hybrid", "think", "no_think"]  # does it think: as asked, always, never
+OnLoop = Literal["close", "ignore"]
+CacheMiss = Literal["none", "cold", "diverged", "evicted", "off"]
+ToolChoice = str  # "auto", "none", "required", or the name of the tool that must be called
+MAX_LOGPROBS = 20  # alternatives per token, as in the OpenAI API
 
 
 class DeepfastError(Exception):
@@ -70,11 +74,30 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the answer must match, whole: a JSON schema, a regular expression or a Lark grammar, as text.
+
+    It never binds the thought. Checked when a request is made: UsageError names what cannot be enforced.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown kind, by name."""
+        if self.kind not in ("json_schema", "regex", "lark"):
+            raise UsageError(f"grammar kind {self.kind!r} is unknown. Use 'json_schema', 'regex' or 'lark'.")
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn. `None` means: the default of the mode that is in force (config.py).
 
     temperature 0 is greedy. top_k 0 is off, top_p 1 is off, min_p 0 is off. presence and frequency penalties
     count generated tokens only; repetition_penalty (1 is off) counts the prompt too, as in transformers.
+    stop strings and stop_token_ids end the answer; inside a thought they have no effect. ignore_eos goes on
+    after the end of the turn. logprobs: the log-probabilities (before temperature and penalties) of every
+    sampled token and of so many alternatives. grammar: what the answer must match.
     Raises UsageError when a value is out of its range.
     """
 
@@ -89,11 +112,15 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range, by name."""
         ranges: dict[str, tuple[float, float]] = {
+            "logprobs": (0, MAX_LOGPROBS),
             "temperature": (0.0, 100.0),
             "top_k": (0, 2**31 - 1),
             "top_p": (0.0, 1.0),
@@ -125,27 +152,42 @@ class Thinking:
 
     mode: "on" and "off" are hard switches, "auto" follows the model's default and /think, /no_think in the
     text. budget: at most so many tokens inside the thought (None: no limit of its own; 0 closes it at once).
+    min_tokens: a thought that would end earlier goes on with "Wait", a limited number of times.
     answer_reserve: tokens kept free for the answer before max_tokens or the context ends (None: the default).
-    Raises UsageError when a value is out of its range.
+    soft_landing: over so many tokens before its limit the thought is led to its end by a growing bias (0:
+    off). on_loop: what happens when the thought repeats itself. source: the spelling that a client used.
+    Raises UsageError when a value is out of its range, ControlError when two contradict each other.
     """
 
     mode: Mode = "auto"
     budget: int | None = None
+    min_tokens: int = 0
     answer_reserve: int | None = None
+    soft_landing: int = 0
+    on_loop: OnLoop = "close"
+    source: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, by name."""
+        """Refuse values out of range and contradictions, by name."""
         if self.mode not in ("on", "off", "auto"):
             raise UsageError(f"mode={self.mode!r} is not a thinking mode. Use 'on', 'off' or 'auto'.")
-        for name in ("budget", "answer_reserve"):
+        if self.on_loop not in ("close", "ignore"):
+            raise UsageError(f"on_loop={self.on_loop!r} is unknown. Use 'close' or 'ignore'.")
+        for name in ("budget", "min_tokens", "answer_reserve", "soft_landing"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UsageError(
                     f"{name}={value} is negative. Give 0 or more tokens, or leave it out for no limit."
                 )
-        if self.mode == "off" and self.budget:
+        for name in ("budget", "min_tokens", "soft_landing"):
+            if self.mode == "off" and getattr(self, name):
+                raise ControlError(
+                    f"{name}={getattr(self, name)} needs a thought, but mode is 'off'. "
+                    f"Drop {name} or use mode='on'."
+                )
+        if self.budget is not None and self.min_tokens > self.budget:
             raise ControlError(
-                f"budget={self.budget} needs a thought, but mode is 'off'. Drop the budget or use mode='on'."
+                f"min_tokens={self.min_tokens} is more than budget={self.budget}. Lower it, or raise the budget."
             )
 
 
@@ -161,12 +203,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ThinkingReport:
-    """What was applied, and why the thought ended ("none": there was no thought)."""
+    """What was applied, where that wish came from, and why the thought ended ("none": there was no thought).
+
+    mode: "on" or "off", as put in force ("auto" for ids in, ids out). source: the control that decided
+    ("enable_thinking", "/no_think", "mode", ...) or "default". waits: how often the thought was extended.
+    """
 
     mode: Mode = "auto"
     budget: int | None = None
     stop: ThinkingStop = "none"
     seconds: float = 0.0
+    source: str = "default"
+    waits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +226,40 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A sampled token, its log-probability, and the most likely ones: (id, log-probability), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of output. For a tool_call, `text` is the raw text between the tags."""
+    """A piece of output.
+
+    A tool call comes as one Delta with its index, id and name, then Deltas whose texts, joined, are its
+    arguments. `malformed` (a reason) takes the call of that index back: its text follows as content.
+    logprobs: of the tokens since the last Delta, when they were asked for.
+    """
 
     kind: DeltaKind
     text: str
+    index: int = 0
+    id: str = ""
+    name: str = ""
+    malformed: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished request. `sampled[i]` is False where token_ids[i] was forced by the engine, not drawn."""
+    """A finished request.
+
+    Per new token: `sampled` (False where the engine forced it), `kinds` (None: a control token, no text) and,
+    when asked for, `logprobs` (None where forced). malformed: why calls were returned as content.
+    cache_miss: why no more than usage.cached_tokens came from the prefix cache.
+    """
 
     reasoning: str
     content: str
@@ -198,6 +270,10 @@ class Completion:
     usage: Usage
     thinking: ThinkingReport
     timing: Timing
+    kinds: tuple[DeltaKind | None, ...] = ()
+    logprobs: tuple[TokenLogprob | None, ...] = ()
+    malformed: tuple[str, ...] = ()
+    cache_miss: CacheMiss = "none"
 
 
 class ChatModel(Protocol):

@@ -1,14 +1,14 @@
 """The phase machine: which part of the output every token belongs to, advanced once per token id.
 
-In: the ids of the control tokens, the prompt's ids, then each new id (sampled or forced). Out: its phase.
-Everybody else reads it: budget, stream, usage counts; nobody decides "are we still thinking?" elsewhere.
-Does not know: text, the tokenizer, budgets, sampling.
+In: the ids of the control tokens, the prompt's ids, then each new id (sampled or forced). Out: its phase, and
+which control tokens may come next. Everybody else reads it: budget, loop guard, grammars, stream, usage;
+nobody decides "are we still thinking?" elsewhere. Does not know: text, the tokenizer, budgets, sampling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -24,23 +24,28 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ControlIds:
-    """The ids that move the machine; None where the vocabulary has none. stops: ids that end the turn."""
+    """The ids that move the machine; None where the vocabulary has none. stops: ids that end the turn.
+
+    others: every further control id of the vocabulary. They move nothing and have no text.
+    """
 
     think_open: int | None
     think_close: int | None
     tool_open: int | None
     tool_close: int | None
     stops: frozenset[int]
+    others: frozenset[int] = frozenset()
+    all: frozenset[int] = field(init=False)
 
-    @property
-    def delimiters(self) -> frozenset[int]:
-        """All of them: ids that can not be the text of an answer."""
+    def __post_init__(self) -> None:
+        """`all` holds every control id."""
         named = (self.think_open, self.think_close, self.tool_open, self.tool_close)
-        return self.stops.union(token for token in named if token is not None)
+        known = self.stops.union(self.others, (token for token in named if token is not None))
+        object.__setattr__(self, "all", known)
 
 
 class Step(NamedTuple):
-    """phase: what the token belongs to. is_control: a delimiter or a stop, without text of its own."""
+    """phase: what the token belongs to. is_control: it has no text of its own."""
 
     phase: Phase
     is_control: bool
@@ -49,59 +54,62 @@ class Step(NamedTuple):
 class PhaseMachine:
     """One turn of the model. The first phase is read from the prompt: is a think block open at its end?
 
-    `<think>` opens a thought only as the very first token of a turn whose prompt has not closed one yet;
-    anywhere else it is content. reasoning_tokens counts tokens inside the thought, delimiters left out.
+    `<think>` opens a thought only as the very first token of a turn whose prompt has not closed one yet. A
+    tool call begun inside a thought ends the thought. Control tokens out of place change nothing and have no
+    text. reasoning_tokens counts tokens inside the thought, control tokens left out.
     """
 
     def __init__(self, ids: ControlIds, prompt_ids: Sequence[int]) -> None:
         self.ids = ids
         self.phase = Phase.ANSWER
         self.reasoning_tokens = 0
-        self.thought_closed = False
-        self._may_open = True
+        self.may_open = True  # may a thought still begin?
         for token in reversed(prompt_ids):
             if token in ids.stops:
                 break
             if token == ids.think_open or token == ids.think_close:
                 self.phase = Phase.THINK if token == ids.think_open else Phase.ANSWER
-                self.thought_closed = token == ids.think_close
-                self._may_open = False
+                self.may_open = False
                 break
 
     def advance(self, token: int) -> Step:
         """Move over one token of the output."""
-        before = self.phase
-        if before is Phase.DONE or token in self.ids.stops:
+        before, may_open = self.phase, self.may_open
+        self.may_open = False
+        if before is Phase.DONE:
+            return Step(before, True)
+        if token not in self.ids.all:
+            self.reasoning_tokens += before is Phase.THINK
+            return Step(before, False)
+        if token in self.ids.stops:
             self.phase = Phase.DONE
             return Step(before, True)
-        if before is Phase.THINK:
-            return self._think(token)
+        return Step(self._move(before, token, may_open), True)
+
+    def _move(self, before: Phase, token: int, may_open: bool) -> Phase:
+        """The phase that a control token belongs to; moves `phase` where the token is in place."""
+        ids = self.ids
         if before is Phase.TOOL:
-            return self._tool(token)
-        return self._answer(token)
-
-    def _think(self, token: int) -> Step:
-        # The place of two later guards: a loop guard watches the tokens here and has the thought closed;
-        # tool_open inside a thought closes it first, so that the call is real. Until then it is reasoning.
-        if token == self.ids.think_close:
-            self.phase = Phase.ANSWER
-            self.thought_closed = True
-            return Step(Phase.THINK, True)
-        self.reasoning_tokens += 1
-        return Step(Phase.THINK, False)
-
-    def _answer(self, token: int) -> Step:
-        may_open, self._may_open = self._may_open, False
-        if token == self.ids.think_open and may_open:
-            self.phase = Phase.THINK
-            return Step(Phase.THINK, True)
-        if token == self.ids.tool_open:
+            if token == ids.tool_close:
+                self.phase = Phase.ANSWER
+            return Phase.TOOL
+        if token == ids.tool_open:
             self.phase = Phase.TOOL
-            return Step(Phase.TOOL, True)
-        return Step(Phase.ANSWER, False)
-
-    def _tool(self, token: int) -> Step:
-        if token == self.ids.tool_close:
+            return Phase.TOOL
+        if before is Phase.THINK and token == ids.think_close:
             self.phase = Phase.ANSWER
-            return Step(Phase.TOOL, True)
-        return Step(Phase.TOOL, False)
+        elif before is Phase.ANSWER and token == ids.think_open and may_open:
+            self.phase = Phase.THINK
+            return Phase.THINK
+        return before
+
+    def misplaced(self) -> frozenset[int]:
+        """The control ids that make no sense as the next token."""
+        ids = self.ids
+        legal = {
+            Phase.THINK: (ids.think_close, ids.tool_open),
+            Phase.ANSWER: (ids.tool_open, ids.think_open if self.may_open else None),
+            Phase.TOOL: (ids.tool_close,),
+            Phase.DONE: (),
+        }[self.phase]
+        return ids.all.difference(ids.stops, legal)
