@@ -203,13 +203,16 @@ void sample_rows(Core& core, In<float, 2> logits, int64_t num_valid, In<double, 
                  In<double, 1> bias_values, In<int32_t, 1> bias_ids, In<int32_t, 1> bias_starts,
                  In<int32_t, 1> banned, In<int32_t, 1> banned_starts, In<int32_t, 1> prompt,
                  In<int32_t, 1> prompt_starts, In<int32_t, 1> output, In<int32_t, 1> output_starts,
-                 Out<int32_t, 1> tokens) {
+                 const std::vector<std::optional<nb::bytes>>& masks, Out<int32_t, 1> tokens) {
     const size_t rows = logits.shape(0);
     in_range("num_valid", num_valid, 1, static_cast<int64_t>(logits.shape(1)) + 1);
     same("rows of numbers", numbers.shape(0), rows);
     same("columns of numbers", numbers.shape(1), 8);
     same("entries of tokens", tokens.size(), rows);
     same("entries of bias_values", bias_values.size(), bias_ids.size());
+    same("masks", masks.size(), rows);
+    for (const auto& mask : masks)
+        if (mask) in_range("bytes of a mask", int64_t(mask->size()), (num_valid + 31) / 32 * 4, kMaxSize);
     const Ragged bias(bias_ids, bias_starts, rows), bans(banned, banned_starts, rows);
     const Ragged prompts(prompt, prompt_starts, rows), outputs(output, output_starts, rows);
     for (size_t i = 0; i < bias_values.size(); ++i)
@@ -239,7 +242,8 @@ void sample_rows(Core& core, In<float, 2> logits, int64_t num_valid, In<double, 
                             bias_values.data() + bias.starts[i],
                             bans.at(i),
                             prompts.at(i),
-                            outputs.at(i)};
+                            outputs.at(i),
+                            masks[i] ? static_cast<const uint8_t*>(masks[i]->data()) : nullptr};
     }
     const int valid = static_cast<int>(num_valid);
     run(core, sample_scratch(core.pool, valid), [&](void* scratch) {
@@ -292,5 +296,5 @@ NB_MODULE(_C, m) {
              raw("y"))
         .def("sample", &sample_rows, raw("logits"), nb::arg("num_valid"), raw("numbers"), raw("bias_values"),
              raw("bias_ids"), raw("bias_starts"), raw("banned"), raw("banned_starts"), raw("prompt"),
-             raw("prompt_starts"), raw("output"), raw("output_starts"), raw("tokens"));
+             raw("prompt_starts"), raw("output"), raw("output_starts"), nb::arg("masks"), raw("tokens"));
 }

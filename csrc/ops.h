@@ -127,6 +127,7 @@ struct SampleRow {
     const int32_t* banned_ids;  // [num_banned]
     const int32_t* prompt_ids;  // [num_prompt]
     const int32_t* output_ids;  // [num_output]
+    const uint8_t* mask;        // [V / 8] bit t % 8 of byte t / 8: id t may be drawn; or null
 };
 constexpr int32_t kSampleNaN = -1;    // the row holds NaN
 constexpr int32_t kSampleEmpty = -2;  // no token is left to draw from

@@ -1,5 +1,5 @@
-// One row of logits to one token: bias, bans, penalties, temperature, top_k, top_p, min_p, inverse of the
-// cumulative sum.
+// One row of logits to one token: bias, bans, mask, penalties, temperature, top_k, top_p, min_p, inverse of
+// the cumulative sum.
 //
 // In: logits [L, V] and the arguments of each row. Out: token ids, or kSampleNaN / kSampleEmpty. Works in
 // double, row by row as in backend/reference.py, and sorts no more of the vocabulary than the answer needs.
@@ -56,11 +56,24 @@ void penalise_repetition(const int32_t* ids, int count, double penalty, int vali
     }
 }
 
+// Logits whose bit is not set become -infinity. Adds, so that a mixed byte costs no wrong guesses.
+void apply_mask(const uint8_t* mask, int valid, double* logits) {
+    constexpr double kAdded[2] = {-INFINITY, 0.0};
+    const int bytes = valid / 8;
+    for (int byte = 0; byte < bytes; ++byte) {
+        const int bits = mask[byte];
+        if (bits == 255) continue;
+        for (int i = 0; i < 8; ++i) logits[8 * byte + i] += kAdded[bits >> i & 1];
+    }
+    for (int i = 8 * bytes; i < valid; ++i) logits[i] += kAdded[mask[bytes] >> (i & 7) & 1];
+}
+
 void adjust(const SampleRow& a, int valid, const Memory& m) {
     for (int i = 0; i < a.num_bias; ++i)
         if (in_range(a.bias_ids[i], valid)) m.logits[a.bias_ids[i]] += a.bias_values[i];
     for (int i = 0; i < a.num_banned; ++i)
         if (in_range(a.banned_ids[i], valid)) m.logits[a.banned_ids[i]] = -INFINITY;
+    if (a.mask) apply_mask(a.mask, valid, m.logits);
     if (a.repetition_penalty != 1.0) {
         memset(m.counted, 0, static_cast<size_t>(valid));
         penalise_repetition(a.prompt_ids, a.num_prompt, a.repetition_penalty, valid, m);

@@ -82,5 +82,6 @@ class Core:
         prompt_starts: _Ints,
         output: _Ints,
         output_starts: _Ints,
+        masks: list[bytes | None],
         tokens: _Ints,
     ) -> None: ...

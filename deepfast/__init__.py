@@ -13,14 +13,17 @@ from .types import (
     DeepfastError,
     Delta,
     EngineError,
+    Grammar,
     Message,
     ModelError,
     SamplingParams,
     Thinking,
     ThinkingReport,
+    TokenLogprob,
     ToolCall,
     Usage,
     UsageError,
+    Variant,
 )
 
 if TYPE_CHECKING:
@@ -38,14 +41,17 @@ __all__ = [
     "Delta",
     "EngineConfig",
     "EngineError",
+    "Grammar",
     "Message",
     "ModelError",
     "SamplingParams",
     "Thinking",
     "ThinkingReport",
+    "TokenLogprob",
     "ToolCall",
     "Usage",
     "UsageError",
+    "Variant",
 ]
 
 

@@ -7,7 +7,7 @@ Does not know: tokens of any particular model, arrays, threads, HTTP.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -189,6 +189,25 @@ class Thinking:
             raise ControlError(
                 f"min_tokens={self.min_tokens} is more than budget={self.budget}. Lower it, or raise the budget."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to answer a prompt, among several at once."""
+
+    params: SamplingParams | None = None
+    thinking: Thinking | None = None
+
+    @staticmethod
+    def branches(
+        n: int, params: SamplingParams | None = None, thinking: Thinking | None = None
+    ) -> list[Variant]:
+        """n variants of a kind; branch i draws with seed + i, or freely where no seed is given."""
+        if n < 1:
+            raise UsageError(f"n={n} is below 1. Ask for at least one answer.")
+        wanted = params or SamplingParams()
+        seeds = [None if wanted.seed is None else wanted.seed + i for i in range(n)]
+        return [Variant(replace(wanted, seed=seed), thinking) for seed in seeds]
 
 
 @dataclass(frozen=True, slots=True)

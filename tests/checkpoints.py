@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from deepfast.backend.quant import quantise_q8, round_bf16
 from deepfast.config import ModelConfig
 from deepfast.model.decoder import EMBEDDING, HEAD, tensor_shapes
+from deepfast.model.hub import BUNDLED
 from deepfast.model.safetensors import write_safetensors
 
 FloatArray = npt.NDArray[np.float32]
@@ -171,3 +173,12 @@ def make_golden(path: Path, name: str) -> Path:
     """The checkpoint of a GOLDEN name."""
     architecture, config = GOLDEN[name]
     return make_checkpoint(path, architecture, seed=sorted(GOLDEN).index(name), **config)
+
+
+def chat_checkpoint(path: Path, seed: int = 1, **changes: Any) -> Path:
+    """A random model that speaks the bundled model's vocabulary."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(BUNDLED / name, path)
+    bundled = json.loads((BUNDLED / "config.json").read_text())
+    same = {key: bundled[key] for key in ("vocab_size", "eos_token_id")}
+    return make_checkpoint(path, seed=seed, **same, **changes)

@@ -5,7 +5,6 @@ In: a Decoder and token ids. Out: logits and ids. Does not know: scheduling, sam
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,8 +42,7 @@ def prompt_logits(
     cache = decoder.new_cache(len(blocks), kv)
     out, done = [], 0
     for count in chunks or [len(ids)]:
-        batch = Batch.build([(ids[done : done + count], done, blocks)], [True])
-        batch = dataclasses.replace(batch, output_rows=np.arange(count, dtype=np.int32))
+        batch = Batch.build([(ids[done : done + count], done, blocks)], [count])
         out.append(np.array(decoder.backend.to_numpy(decoder.forward(batch, cache))))
         done += count
     return np.concatenate(out)

@@ -1,24 +1,31 @@
-"""A pretend model for scheduler tests: the next token is a hash of every token before it, read through the KV
+"""A pretend model for scheduler tests: the next token depends on every token before it, read through the KV
 blocks.
 
-In: chunks. Out: tokens that are right only if blocks, positions and preemption are right. Does not know:
-arrays.
+In: chunks. Out: tokens that are right only if blocks, positions, sharing and preemption are right. Does not
+know: arrays.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
+from deepfast.engine.kv_cache import BlockPool
+from deepfast.engine.output import Output
+from deepfast.engine.sampler import uniform
 from deepfast.engine.scheduler import Chunk
-from deepfast.engine.sequence import Sequence
-from deepfast.text.stream import Stream
-from deepfast.thinking.budget import Budget
+from deepfast.engine.sequence import Guide
+from deepfast.engine.sequence import Sequence as EngineSequence
+from deepfast.engine.speculate import Row, Sampled, Speculator
+from deepfast.text.tokenizer import Tokenizer
+from deepfast.thinking.budget import Budget, Texts
+from deepfast.thinking.loops import LoopGuard
 from deepfast.thinking.phases import ControlIds, PhaseMachine
-from deepfast.types import Delta, SamplingParams, Thinking
+from deepfast.types import Delta, SamplingParams
 
 IDS = ControlIds(think_open=20, think_close=21, tool_open=22, tool_close=23, stops=frozenset({24}))
-STOP_IDS, CLOSE_IDS = (5, 6, 7, 21, 8), (21, 8)
+TEXTS = Texts(stop_ids=(5, 6, 7, 21, 8), close_ids=(21, 8), wait_ids=(9, 10, 11))
 
 
 class LetterDetokenizer:
@@ -46,29 +53,57 @@ class LetterTokenizer:
 
 
 class HashRunner:
-    """Keeps one token for each (block, offset), as a KV cache keeps its keys, and reads contexts back from
-    there."""
+    """Keeps, for each (block, offset), a hash of the token there and of all before it, as keys and values do.
 
-    def __init__(self, block_size: int, salt: int) -> None:
-        self.block_size, self.salt = block_size, salt
+    Every token is drawn from all cells of its context, so a block that was mixed up changes what follows.
+    habit: how often the next token follows from the last two alone, which makes it repeat itself.
+    """
+
+    def __init__(self, pool: BlockPool, salt: int, habit: float = 0.0) -> None:
+        self.pool, self.salt, self.habit = pool, salt, habit
         self.cells: dict[tuple[int, int], int] = {}
+        self.tokens: dict[tuple[int, int], int] = {}
+        self._chunks: list[tuple[EngineSequence, int]] = []  # and the context's length before a draft
 
-    def run(self, chunks: list[Chunk]) -> list[int | None]:
-        """Write the new tokens, then hash every context that is complete."""
-        for seq, count in chunks:
-            for position in range(seq.num_computed, seq.num_computed + count):
-                self.cells[self._cell(seq, position)] = seq.tokens[position]
-        return [self._next(c.seq, c.seq.num_computed + c.num_tokens) if c.completes else None for c in chunks]
+    def forward(self, chunks: Sequence[Chunk]) -> None:
+        """Write the new tokens and the drafts, into blocks that are their sequence's alone."""
+        self._chunks = []
+        for seq, count, draft in chunks:
+            start = seq.num_computed
+            new = [*seq.tokens[start : start + count], *draft]
+            for position, token in enumerate(new, start):
+                block, _ = cell = self._cell(seq, position)
+                assert self.pool._users[block] == 1, "a shared block is written to"
+                assert self.pool._keys[block] is None, "an indexed block is written to"
+                before = self.cells[self._cell(seq, position - 1)] if position else self.salt
+                self.cells[cell] = hash((before, token))
+                self.tokens[cell] = token
+            self._chunks.append((seq, start + count))
 
-    def _cell(self, seq: Sequence, position: int) -> tuple[int, int]:
-        return seq.blocks[position // self.block_size], position % self.block_size
+    def sample(self, rows: Sequence[Row]) -> list[Sampled]:
+        """Draw a token for each row from the whole context, with the state that its sequence has now."""
+        tokens = []
+        for row in rows:
+            seq, length = self._chunks[row.chunk]
+            assert len(seq.tokens) == length + row.offset, "the row saw other tokens than the sequence has"
+            tokens.append(self._next(seq, length + row.offset))
+        return [Sampled(token, None) for token in tokens]
 
-    def _next(self, seq: Sequence, length: int) -> int:
-        context = bytes(self.cells[self._cell(seq, p)] for p in range(length))
-        draw = hashlib.sha256(context + bytes([self.salt, seq.seed])).digest()
-        choice = draw[0] % 26
-        banned = set(seq.banned_ids)
-        while choice in banned or (choice == 24 and draw[1] % 2):
+    def _cell(self, seq: EngineSequence, position: int) -> tuple[int, int]:
+        size = self.pool.block_size
+        return seq.blocks[position // size], position % size
+
+    def _next(self, seq: EngineSequence, length: int) -> int:
+        cells = [self._cell(seq, position) for position in range(length)]
+        draw = hash(tuple([self.cells[cell] for cell in cells]))
+        if uniform(draw, seq.seed) < self.habit:
+            draw = hash((self.salt, *[self.tokens[cell] for cell in cells[-2:]]))
+        choice = int(26 * uniform(draw, seq.seed if draw % 4 == 0 else 0))
+        bias = seq.bias()
+        if bias and uniform(draw, 2) < 0.1 * max(bias.values()):
+            choice = max(bias, key=lambda token: bias[token])
+        banned = set(seq.banned_ids())
+        while choice in banned or (choice == 24 and uniform(draw, 1) < 0.5):
             choice = (choice + 1) % 26
         return choice
 
@@ -79,20 +114,46 @@ def make_sequence(
     *,
     seed: int = 0,
     budget: int | None = None,
+    min_tokens: int = 0,
+    soft_landing: int = 0,
+    loop_guard: bool = False,
+    speculation: bool = False,
+    leader: EngineSequence | None = None,
     emit: Callable[[Delta | None], None] = lambda delta: None,
-) -> Sequence:
+) -> EngineSequence:
     """A sequence over the letters; with a budget its prompt opens a thought."""
     tokens = [*prompt, IDS.think_open] if budget is not None else list(prompt)
-    reserve = max(min(4, max_new // 4), 1)
-    return Sequence(
+    guide = None
+    if budget is not None:
+        held = Budget(
+            budget, max_new, max(min(4, max_new // 4), 1), TEXTS, min_tokens=min_tokens, soft_landing=soft_landing
+        )
+        guide = Guide("on", "test", held, LoopGuard() if loop_guard else None)
+    return EngineSequence(
         tokens=tokens,
         params=SamplingParams(),
-        thinking=Thinking(),
         max_new=max_new,
         seed=seed,
         machine=PhaseMachine(IDS, tokens),
-        stream=Stream(LetterTokenizer(), ()),
-        emit=emit,
-        budget=None if budget is None else Budget(budget, max_new, reserve, STOP_IDS, CLOSE_IDS),
-        close_ids=CLOSE_IDS,
+        output=Output(cast(Tokenizer, LetterTokenizer()), (), emit, "call"),
+        guide=guide,
+        speculator=Speculator(tokens) if speculation else None,
+        leader=leader,
     )
+
+
+def count_blocks(pool: BlockPool, sequences: Iterable[EngineSequence]) -> None:
+    """Every block is free, kept, or owned by exactly as many sequences as its count says."""
+    owners: Counter[int] = Counter()
+    for seq in sequences:
+        assert len(seq.blocks) == len(set(seq.blocks)), "a block stands twice in one sequence"
+        assert len(seq.blocks) * pool.block_size >= seq.num_computed
+        owners.update(seq.blocks)
+    assert [owners[block] for block in range(pool.num_blocks)] == pool._users, "a count is wrong"
+    apart = [*pool._free, *pool._idle, *owners]
+    assert sorted(apart) == list(range(pool.num_blocks)), "a block is lost, or in two places"
+    for key, block in pool._index.items():
+        assert pool._keys[block] == key
+        assert block in pool._idle or owners[block]
+    assert all(pool._index[pool._keys[block]] == block for block in pool._idle)  # type: ignore[index]
+    assert len(pool._evicted) <= pool.num_blocks

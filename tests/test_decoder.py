@@ -6,6 +6,7 @@ Out: logits within 1e-4 of the largest, equal greedy tokens, on every backend. D
 
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from deepfast.config import ModelConfig
 from deepfast.model.decoder import EMBEDDING, HEAD, Decoder, parameter_count, weight_bytes
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError
+
+if "cpu" in BACKENDS:
+    from deepfast._C import supported_isas
+    from deepfast.backend.cpu import CpuBackend
 
 TOLERANCE = 1e-4
 # What the native backend's int8 activations may change in a row of logits, relative to its length: the median
@@ -113,6 +118,68 @@ def test_a_mixed_batch_equals_each_alone(tmp_path: Path, backend, name: str):
     logits = backend.to_numpy(decoder.forward(Batch.build(rest, [True, True, False, True]), cache))
     alone = [prompt_logits(decoder, prompts[i])[-1] for i in (0, 1, 3)]
     assert relative_error(logits, np.stack(alone)) < 1e-5
+
+
+def test_several_output_rows_of_a_sequence():
+    """The last rows of each chunk, in the order of the chunks; a plain bool still asks for one."""
+    chunks = [([7, 8, 9], 4, [0]), ([5], 0, [1]), ([1, 2, 3, 4], 0, [2])]
+    assert Batch.build(chunks, [2, 0, 4]).output_rows.tolist() == [1, 2, 4, 5, 6, 7]
+    assert Batch.build(chunks, [True, True, False]).output_rows.tolist() == [2, 3]
+    assert Batch.build(chunks, [0, 0, 0]).output_rows.tolist() == []
+    with pytest.raises(AssertionError):
+        Batch.build(chunks, [4, 0, 0])
+
+
+class Drafted(NamedTuple):
+    """A sequence that is computed in steps of some true tokens followed by some wrong ones."""
+
+    ids: list[int]
+    blocks: list[int]
+    steps: list[tuple[int, int]]  # (true tokens, wrong tokens after them)
+
+
+def draft_logits(decoder: Decoder, cache, sequences: list[Drafted], random) -> list[np.ndarray]:
+    """Logits [N, V] of the true tokens of each sequence; all sequences share every batch."""
+    done, rows = [0] * len(sequences), [[] for _ in sequences]
+    for number in range(len(sequences[0].steps)):
+        plan = [(s, *s.steps[number]) for s in sequences]
+        wrong = [random.integers(0, 160, bad).tolist() for _, _, bad in plan]
+        chunks = [
+            (s.ids[at : at + good] + w, at, s.blocks)
+            for (s, good, _), w, at in zip(plan, wrong, done, strict=True)
+        ]
+        batch = Batch.build(chunks, [good + bad for _, good, bad in plan])
+        logits, first = np.array(decoder.forward(batch, cache)), 0
+        for i, (_, good, bad) in enumerate(plan):
+            rows[i].append(logits[first : first + good])
+            first, done[i] = first + good + bad, done[i] + good
+    return [np.concatenate(r) for r in rows]
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the native module has not been built")
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+@pytest.mark.parametrize("format", ["f32", "bf16", "q8", "q4"])
+@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM"])
+def test_drafts_leave_no_trace(tmp_path: Path, architecture: str, format: str, kv: str):
+    """1 to 9 true tokens at once, then up to 8 wrong ones that are overwritten: the logits of the true tokens
+    are, bit for bit, those of one row at a time. Speculation rests on it."""
+    path = make_checkpoint(tmp_path, architecture, seed=7, num_attention_heads=8, hidden_size=80)
+    random, length = np.random.default_rng(0), 100
+    ids = random.integers(0, 160, (2, length)).tolist()
+    tables = [blocks_for(length + 8), blocks_for(length + 8, first=7)]
+    for isa in supported_isas():
+        decoder = load(path, CpuBackend(2, isa), format)
+        cache = decoder.new_cache(14, kv)
+        alone = [
+            draft_logits(decoder, cache, [Drafted(s, t, [(1, 0)] * length)], random)[0]
+            for s, t in zip(ids, tables, strict=True)
+        ]
+        cuts = [[40, *random.integers(1, 10, 6).tolist()] for _ in ids]
+        plans = [[(n, int(random.integers(0, 9))) for n in cut] for cut in cuts]
+        drafted = [Drafted(*each) for each in zip(ids, tables, plans, strict=True)]
+        together = draft_logits(decoder, decoder.new_cache(14, kv), drafted, random)
+        for got, wanted in zip(together, alone, strict=True):
+            assert len(got) > 46 and np.array_equal(got.view(np.int32), wanted[: len(got)].view(np.int32))
 
 
 def test_a_copy_of_a_tied_head_changes_nothing_and_a_different_head_is_used(tmp_path: Path, backend):

@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
-import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import chat_checkpoint
 
 from deepfast import LLM, AsyncLLM, EngineConfig, Message, SamplingParams, Thinking
-from deepfast.model.hub import BUNDLED
 from deepfast.types import Completion, ContextError, ControlError, Delta, EngineError, UsageError
 
 SMALL = EngineConfig(max_context=512, max_kv_tokens=2048, threads=2)
@@ -29,12 +26,7 @@ PROMPTS = [[(7 * i + 3 * j) % 250 for j in range(n)] for i, n in enumerate((1, 5
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that speaks the bundled model's vocabulary."""
-    path = tmp_path_factory.mktemp("model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        shutil.copy(BUNDLED / name, path)
-    vocab_size = json.loads((BUNDLED / "config.json").read_text())["vocab_size"]
-    return make_checkpoint(path, seed=1, vocab_size=vocab_size)
+    return chat_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module", params=["reference", "cpu"])
@@ -85,7 +77,7 @@ def test_q8_and_q4_are_batch_invariant_too(checkpoint: Path):
 def free_blocks(llm: LLM) -> bool:
     """Waits for the engine to come to rest; True when nobody owns a block."""
     deadline = time.monotonic() + 10
-    while llm.engine.scheduler.has_work and time.monotonic() < deadline:
+    while llm.engine.is_busy and time.monotonic() < deadline:
         time.sleep(0.005)
     return llm.engine.scheduler.pool.num_free == llm.engine.scheduler.pool.num_blocks
 
@@ -118,7 +110,7 @@ def test_a_thought_is_cut_by_its_budget_and_answered(llm: LLM):
     done = llm.chat("Hi", SamplingParams(seed=3, max_tokens=200), Thinking(mode="on", budget=8))
     assert done.thinking.stop == "budget"
     assert done.content.strip()
-    stop_sentence = len(llm._text_ids["\n</think>\n\n"])
+    stop_sentence = len(llm.tokenizer.encode("\n</think>\n\n", control=True))
     assert done.usage.reasoning_tokens >= 8
     assert done.sampled[:8] == (True,) * 8 and not any(done.sampled[8 : 8 + stop_sentence])
 

@@ -159,6 +159,9 @@ class TestRows:
         wanted = x + y
         assert np.array_equal(cpu.add(x, y), wanted)
         assert np.array_equal(cpu.take(wanted, np.array([3, 0], np.int32)), wanted[[3, 0]])
+        for backend in (cpu, REFERENCE):
+            assert np.array_equal(backend.take(wanted, (2, 2)), wanted[[2, 2]])
+            assert backend.take(wanted, []).shape == (0, 8)
         assert np.array_equal(cpu.to_numpy(cpu.vector(wanted[0])), wanted[0])
 
     def test_rope_table(self, cpu: CpuBackend) -> None:

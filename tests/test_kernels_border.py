@@ -19,7 +19,7 @@ from deepfast.backend.base import SampleArgs
 from deepfast.backend.cpu import CpuBackend, aligned_empty
 from deepfast.backend.machine import available_cpus
 from deepfast.backend.quant import ArrayMatrix
-from deepfast.backend.reference import sample_row
+from deepfast.backend.reference import ReferenceBackend, sample_row
 from deepfast.config import ENV_ISA
 from deepfast.types import EngineError, UsageError
 
@@ -29,6 +29,12 @@ def sample_args(**changes: Any) -> SampleArgs:
         "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "uniform": 0.5,
     }  # fmt: skip
     return SampleArgs(**(defaults | changes))
+
+
+def mask_of(allowed: Any, words: int | None = None) -> bytes:
+    """The mask of a list of booleans, padded with zeros to so many words of 32."""
+    bits = np.packbits(np.asarray(allowed, bool), bitorder="little").tobytes()
+    return bits.ljust(4 * (words or -(-len(allowed) // 32)), b"\0")
 
 
 def random_args(rng: np.random.Generator, vocab: int) -> SampleArgs:
@@ -46,6 +52,7 @@ def random_args(rng: np.random.Generator, vocab: int) -> SampleArgs:
         banned_ids=ids[3:6] if rng.random() < 0.5 else [],
         prompt_ids=ids[6:15],
         output_ids=ids[10:],
+        mask=mask_of(rng.random(vocab) < rng.choice([0.3, 0.9])) if rng.random() < 0.4 else None,
     )
 
 
@@ -90,6 +97,71 @@ class TestSample:
             cpu.sample(logits[:1], [sample_args(banned_ids=range(100))], 100)
 
 
+class TestMask:
+    @pytest.mark.parametrize("valid", [1, 7, 8, 31, 32, 33, 64, 1000])
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_the_one_token_that_is_left_is_drawn(
+        self, cpu: CpuBackend, valid: int, temperature: float
+    ) -> None:
+        logits = numbers(valid, valid + 40)
+        args = [sample_args(temperature=temperature, mask=mask_of(row)) for row in np.eye(valid)]
+        for backend in (cpu, ReferenceBackend()):
+            assert backend.sample(logits, args, valid) == list(range(valid))
+
+    def test_a_mask_of_ones_and_words_beyond_change_nothing(self, cpu: CpuBackend) -> None:
+        logits, spots = numbers(50, 300), [i / 50 for i in range(50)]
+        plain = cpu.sample(logits, [sample_args(uniform=u) for u in spots], 290)
+        ones = mask_of(np.ones(400), words=20)
+        assert cpu.sample(logits, [sample_args(uniform=u, mask=ones) for u in spots], 290) == plain
+
+    def test_bias_and_penalties_cannot_undo_it(self, cpu: CpuBackend) -> None:
+        free = np.ones(64, bool)
+        free[5] = False
+        args = sample_args(
+            temperature=0.0, mask=mask_of(free), logit_bias={5: 1e4}, output_ids=[5, 5], presence_penalty=-2.0
+        )
+        logits = np.zeros((1, 64), np.float32)
+        for backend in (cpu, ReferenceBackend()):
+            assert backend.sample(logits, [args], 64) == [0]
+
+    def test_nothing_left_and_a_short_mask_are_errors(self, cpu: CpuBackend) -> None:
+        logits, only_five = numbers(1, 40), mask_of(np.arange(40) == 5)
+        for backend in (cpu, ReferenceBackend()):
+            with pytest.raises(EngineError, match="no token is left"):
+                backend.sample(logits, [sample_args(mask=bytes(8))], 40)
+            with pytest.raises(EngineError, match="no token is left"):
+                backend.sample(logits, [sample_args(mask=only_five, banned_ids=[5])], 40)
+            with pytest.raises(ValueError, match="mask"):
+                backend.sample(logits, [sample_args(mask=b"\xff" * 7)], 40)
+            with pytest.raises(ValueError, match="mask"):
+                backend.sample(logits, [sample_args(mask=b"")], 40)
+
+
+class TestLogProbs:
+    @pytest.mark.parametrize("vocab", [1, 2, 30, 5000])
+    @pytest.mark.parametrize("top", [0, 1, 5, 20])
+    def test_matches_reference(self, cpu: CpuBackend, vocab: int, top: int) -> None:
+        logits = np.concatenate([numbers(4, vocab, scale=3), np.round(numbers(4, vocab, seed=1))])  # ties too
+        logits[::3, 1::2] = -np.inf
+        tokens = [int(row.argmax()) for row in logits]
+        wanted = ReferenceBackend().log_probs(logits, tokens, top, vocab)
+        for got, truth in zip(cpu.log_probs(logits, tokens, top, vocab), wanted, strict=True):
+            assert got[0] == pytest.approx(truth[0], abs=1e-6)
+            assert [i for i, _ in got[1]] == [i for i, _ in truth[1]]
+            assert [p for _, p in got[1]] == pytest.approx([p for _, p in truth[1]], abs=1e-6)
+
+    def test_they_are_of_the_raw_logits_below_num_valid(self, cpu: CpuBackend) -> None:
+        shares = np.array([0.5, 0.125, 0.25, 0.125], np.float32)
+        logits = np.concatenate([np.log(shares) + 7, [99.0]]).astype(np.float32)[None]
+        backends: list[Any] = [cpu, ReferenceBackend()]
+        for backend in backends:
+            ((chosen, top),) = backend.log_probs(logits, [3], 9, 4)
+            assert chosen == pytest.approx(np.log(0.125), abs=1e-6)
+            assert [i for i, _ in top] == [0, 2, 1, 3]
+            assert np.exp([p for _, p in top]).sum() == pytest.approx(1.0, abs=1e-6)
+            assert backend.log_probs(logits[:0], [], 3, 4) == []
+
+
 def bad_arrays(cpu: CpuBackend) -> dict[str, Any]:
     """Calls with arrays or sizes that must be refused at the border, by what is wrong with them."""
     core, x = cpu._core, numbers(2, 32)
@@ -126,6 +198,8 @@ def bad_arrays(cpu: CpuBackend) -> dict[str, Any]:
         "negative temperature": lambda: cpu.sample(y[:1], [sample_args(temperature=-1.0)], 16),
         "bias not a number": lambda: cpu.sample(y[:1], [sample_args(logit_bias={1: np.nan})], 16),
         "top_p not a number": lambda: cpu.sample(y[:1], [sample_args(top_p=np.nan)], 16),
+        "mask too short": lambda: cpu.sample(y[:1], [sample_args(mask=b"\0\0\0")], 16),
+        "mask of text": lambda: cpu.sample(y[:1], [sample_args(mask="1" * 16)], 16),
         "no repetition penalty": lambda: cpu.sample(y[:1], [sample_args(repetition_penalty=0.0)], 16),
         "no threads": lambda: _C.Core(0),
         "unknown isa": lambda: _C.Core(1, "mmx"),

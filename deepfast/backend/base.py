@@ -41,11 +41,11 @@ class Batch:
 
     @classmethod
     def build(
-        cls, chunks: Sequence[tuple[Sequence[int], int, Sequence[int]]], outputs: Sequence[bool]
+        cls, chunks: Sequence[tuple[Sequence[int], int, Sequence[int]]], outputs: Sequence[int]
     ) -> Batch:
-        """From plain lists: per sequence (new token ids, positions computed before, block ids), and whether
-        the
-        logits of its last row are wanted."""
+        """From plain lists: per sequence (new token ids, positions computed before, block ids), and of how
+        many of its last rows the logits are wanted."""
+        assert all(0 <= n <= len(ids) for (ids, _, _), n in zip(chunks, outputs, strict=True))
         counts = [len(ids) for ids, _, _ in chunks]
         starts = np.zeros(len(chunks) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
@@ -59,19 +59,21 @@ class Batch:
             context_lens=np.asarray([computed + len(ids) for ids, computed, _ in chunks], np.int32),
             block_tables=tables,
             output_rows=np.asarray(
-                [starts[i + 1] - 1 for i, wanted in enumerate(outputs) if wanted], np.int32
+                [row for end, n in zip(starts[1:], outputs, strict=True) for row in range(end - n, end)],
+                np.int32,
             ),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class SampleArgs:
-    """How one row of logits becomes one token. Order of work: bans and logit_bias, penalties, temperature,
-    top_k, top_p, min_p, then the inverse of the cumulative distribution at `uniform`.
+    """How one row of logits becomes one token. Order of work: logit_bias, bans and mask, penalties,
+    temperature, top_k, top_p, min_p, then the inverse of the cumulative distribution at `uniform`.
 
     temperature 0: the largest logit (lowest id on a tie), after bias and penalties. `uniform` is in [0, 1).
     top_k 0, top_p 1 and min_p 0 are off. Kept tokens are laid out by descending probability, ties by id:
-    the token is the first whose cumulative probability exceeds `uniform`.
+    the token is the first whose cumulative probability exceeds `uniform`. mask: one bit per id in
+    little-endian words of 32 (id t: bit t % 32 of word t / 32), set where t may be drawn; it covers all ids.
     """
 
     temperature: float
@@ -86,6 +88,7 @@ class SampleArgs:
     banned_ids: Sequence[int] = ()
     prompt_ids: Sequence[int] = ()  # counted by repetition_penalty only
     output_ids: Sequence[int] = ()  # counted by all three penalties
+    mask: bytes | None = None  # None: every id may be drawn
 
 
 class Backend(Protocol):
@@ -167,12 +170,21 @@ class Backend(Protocol):
         as in Qwen3-MoE."""
         ...
 
-    def take(self, x: Array, rows: IntArray) -> Array:
+    def take(self, x: Array, rows: IntArray | Sequence[int]) -> Array:
         """Rows of x: [N, D], [L] -> [L, D]"""
         ...
 
     def sample(self, logits: Array, args: Sequence[SampleArgs], num_valid: int) -> list[int]:
-        """[L, V] -> L token ids below num_valid. Raises EngineError when a row holds NaN."""
+        """[L, V] -> L token ids below num_valid. Raises EngineError when a row holds NaN or no token is left,
+        ValueError when a mask is too short."""
+        ...
+
+    def log_probs(
+        self, logits: Array, tokens: Sequence[int], top: int, num_valid: int
+    ) -> list[tuple[float, list[tuple[int, float]]]]:
+        """[L, V], L token ids -> for each row the natural log-probability of its token, and the `top` most
+        likely (id, log-probability), best first, ties by id: of the logits as they are, over ids below
+        num_valid. Only for rows that `sample` accepted."""
         ...
 
     def to_numpy(self, x: Array) -> FloatArray:

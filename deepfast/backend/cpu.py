@@ -244,9 +244,9 @@ class CpuBackend:
         self._core.moe(x, router, gate_up.native, down.native, top_k, normalise, out)
         return out
 
-    def take(self, x: FloatArray, rows: IntArray) -> FloatArray:
+    def take(self, x: FloatArray, rows: IntArray | Sequence[int]) -> FloatArray:
         """[N, D], [L] -> [L, D]"""
-        return x[rows]
+        return x[np.asarray(rows, np.int32)]
 
     def sample(self, logits: FloatArray, args: Sequence[SampleArgs], num_valid: int) -> list[int]:
         """[L, V] -> L token ids below num_valid."""
@@ -259,11 +259,23 @@ class CpuBackend:
         tokens = np.empty(len(args), np.int32)
         self._core.sample(
             logits, num_valid, numbers, bias_values, bias, bias_starts, banned, banned_starts,
-            prompt, prompt_starts, output, output_starts, tokens,
+            prompt, prompt_starts, output, output_starts, [a.mask for a in args], tokens,
         )  # fmt: skip
         result: list[int] = tokens.tolist()
         if min(result, default=0) < 0:
             raise EngineError(_SAMPLE_ERRORS[min(result)])
+        return result
+
+    def log_probs(
+        self, logits: FloatArray, tokens: Sequence[int], top: int, num_valid: int
+    ) -> list[tuple[float, list[tuple[int, float]]]]:
+        """[L, V], L token ids -> (log-probability of the token, the `top` most likely) of each row."""
+        result = []
+        for row, token in zip(logits[:, :num_valid], tokens, strict=True):
+            peak = row.max()
+            total = float(peak) + float(np.log(np.exp(row - peak).sum(dtype=np.float64)))
+            ids = _largest(row, top)
+            result.append((float(row[token]) - total, [(int(i), float(row[i]) - total) for i in ids]))
         return result
 
     def to_numpy(self, x: FloatArray) -> FloatArray:
@@ -275,6 +287,16 @@ _SAMPLE_ERRORS = {
     -1: "the logits hold NaN or infinity: the weights are damaged or the values overflowed.",
     -2: "no token is left to sample: every one is banned or has a logit of -infinity.",
 }
+
+
+def _largest(row: FloatArray, count: int) -> npt.NDArray[np.intp]:
+    """Indices of the `count` largest values of [V], descending, ties by index."""
+    count = min(count, len(row))
+    if count == 0:
+        return np.empty(0, np.intp)
+    least = np.partition(row, len(row) - count)[len(row) - count]
+    ids = np.flatnonzero(row >= least)  # more than `count` where several equal the least
+    return ids[np.argsort(-row[ids], kind="stable")[:count]]
 
 
 def _penalises(args: SampleArgs) -> bool:

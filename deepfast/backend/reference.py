@@ -187,13 +187,25 @@ class ReferenceBackend:
             out[rows] += weights[rows, slots, None] * _matmul(inner, down.values[expert])
         return out.astype(np.float32)
 
-    def take(self, x: FloatArray, rows: IntArray) -> FloatArray:
+    def take(self, x: FloatArray, rows: IntArray | Sequence[int]) -> FloatArray:
         """[N, D], [L] -> [L, D]"""
-        return x[rows]
+        return x[np.asarray(rows, np.int32)]
 
     def sample(self, logits: FloatArray, args: Sequence[SampleArgs], num_valid: int) -> list[int]:
         """[L, V] -> L token ids below num_valid."""
         return [sample_row(row[:num_valid], a) for row, a in zip(logits, args, strict=True)]
+
+    def log_probs(
+        self, logits: FloatArray, tokens: Sequence[int], top: int, num_valid: int
+    ) -> list[tuple[float, list[tuple[int, float]]]]:
+        """[L, V], L token ids -> (log-probability of the token, the `top` most likely) of each row."""
+        result = []
+        for row, token in zip(logits, tokens, strict=True):
+            wide = row[:num_valid].astype(np.float64)
+            values = wide - wide.max() - np.log(np.exp(wide - wide.max()).sum())
+            ids = np.argsort(-row[:num_valid], kind="stable")[:top]
+            result.append((float(values[token]), [(int(i), float(values[i])) for i in ids]))
+        return result
 
     def to_numpy(self, x: FloatArray) -> FloatArray:
         """[N, D] float32"""
@@ -211,6 +223,11 @@ def _adjusted(row: FloatArray, args: SampleArgs) -> npt.NDArray[np.float64]:
         if 0 <= token < len(out):
             out[token] += bias
     out[[token for token in args.banned_ids if 0 <= token < len(out)]] = -np.inf
+    if args.mask is not None:
+        if len(args.mask) < 4 * -(-len(out) // 32):
+            raise ValueError(f"a mask has {len(args.mask)} bytes; expected 4 for every 32 of {len(out)} ids.")
+        allowed = np.unpackbits(np.frombuffer(args.mask, np.uint8), count=len(out), bitorder="little")
+        out[allowed == 0] = -np.inf
     seen = [t for t in {*args.prompt_ids, *args.output_ids} if t < len(out)]
     if args.repetition_penalty != 1.0:
         old = out[seen]

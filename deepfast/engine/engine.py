@@ -1,27 +1,32 @@
-"""The loop: schedule, run, update; and the one thread that turns it.
+"""The loop: schedule, run, draw, update; and the one thread that turns it.
 
-In: sequences through `submit`, from any thread. Out: their deltas, through each sequence's `emit`, from the
-engine's thread. Every sequence that was submitted ends in exactly one finish_reason, and its blocks are free
-again. Does not know: messages, templates, weights.
+In: sequences through `submit`, from any thread; functions to call between two steps; jobs for idle time. Out:
+the sequences' deltas, from the engine's thread. Every sequence that was submitted ends in exactly one
+finish_reason, and its blocks are free again. Does not know: messages, templates, weights.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
-from ..types import ContextError, EngineError
+from ..types import ContextError, DeepfastError, EngineError
 from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Sequence
+from .speculate import advance
+
+MAX_IDLE_JOBS = 32  # beyond that the oldest is forgotten
 
 
 class StepOutput(NamedTuple):
     """What one step did."""
 
     finished: list[Sequence]
-    num_computed: int  # tokens run in this step
+    num_computed: int  # tokens run in this step, drafts included
     num_running: int
 
 
@@ -34,7 +39,10 @@ class Engine:
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._idle_jobs: deque[Callable[[], Sequence | None]] = deque(maxlen=MAX_IDLE_JOBS)
         self._closing = False
+        self._stepping = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -42,25 +50,42 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="deepfast-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, seq: Sequence) -> None:
-        """Queue a sequence. Raises ContextError when it could not fit even if it were alone."""
-        need, have = seq.num_prompt + seq.max_new, self.scheduler.pool.num_positions
-        if need > have:
-            raise ContextError(
-                f"the prompt has {seq.num_prompt} tokens and may grow by {seq.max_new}, {need} in all, "
-                f"but the KV cache holds {have}. Ask for at most {max(have - seq.num_prompt, 0)} tokens "
-                "or enlarge the cache."
-            )
+    def submit(self, *sequences: Sequence) -> None:
+        """Queue sequences, all or none. Raises ContextError for one that could not fit even if it were
+        alone."""
+        for seq in sequences:
+            need, have = seq.num_prompt + seq.max_new, self.scheduler.pool.num_positions
+            if need > have:
+                raise ContextError(
+                    f"the prompt has {seq.num_prompt} tokens and may grow by {seq.max_new}, {need} in all, "
+                    f"but the KV cache holds {have}. Ask for at most {max(have - seq.num_prompt, 0)} tokens "
+                    "or enlarge the cache."
+                )
         with self._wake:
-            if self._closing:
-                raise EngineError("the engine is closed. Make a new LLM.")
-            self._inbox.append(seq)
+            self._check_open()
+            self._inbox.extend(sequences)
             self._wake.notify()
 
     def cancel(self, seq: Sequence) -> None:
         """End a sequence as "abort" before the next step; nothing happens if it has finished."""
         with self._wake:
             self._cancelled.append(seq)
+            self._wake.notify()
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Call a function between two steps, where sequences hold still; its result or error is the
+        future's."""
+        future: Future[Any] = Future()
+        with self._wake:
+            self._check_open()
+            self._calls.append((function, future))
+            self._wake.notify()
+        return future
+
+    def when_idle(self, job: Callable[[], Sequence | None]) -> None:
+        """Later, when nothing else is to be done, compute the background sequence that `job` makes."""
+        with self._wake:
+            self._idle_jobs.append(job)
             self._wake.notify()
 
     def close(self) -> None:
@@ -71,31 +96,70 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def _check_open(self) -> None:
+        if self._closing:
+            raise EngineError("the engine is closed. Make a new LLM.")
+
     def step(self) -> StepOutput:
         """One pass: take in requests, run a batch, hand out tokens."""
         self._take_in()
+        if not self.scheduler.has_work:
+            self._take_idle_job()
         chunks = self.scheduler.schedule()
         if not chunks:
             return StepOutput([], 0, len(self.scheduler.running))
-        finished = self.scheduler.update(chunks, self.runner.run(chunks))
-        return StepOutput(finished, sum(c.num_tokens for c in chunks), len(self.scheduler.running))
+        self.runner.forward(chunks)
+        advance(chunks, self.runner.sample)
+        finished = self.scheduler.update(chunks)
+        computed = sum(chunk.num_tokens + len(chunk.draft) for chunk in chunks)
+        return StepOutput(finished, computed, len(self.scheduler.running))
 
     def _take_in(self) -> None:
         with self._wake:
             added, self._inbox = self._inbox, deque()
+            calls, self._calls = self._calls, deque()
             cancelled, self._cancelled = self._cancelled, deque()
         for seq in added:
             self.scheduler.add(seq)
+        for function, future in calls:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
         for seq in cancelled:
             self.scheduler.end(seq, "abort")
+
+    def _take_idle_job(self) -> None:
+        with self._wake:
+            job = self._idle_jobs.popleft() if self._idle_jobs else None
+        if job is None:
+            return
+        try:
+            seq = job()
+        except DeepfastError:  # a conversation that cannot go on has nothing to prepare
+            return
+        if seq is not None and seq.num_prompt <= self.scheduler.pool.num_positions:
+            self.scheduler.add_background(seq)
+
+    @property
+    def is_busy(self) -> bool:
+        """Is anything running, waiting or to be prepared?"""
+        with self._wake:
+            return self._stepping or self._has_news or self.scheduler.has_work
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._inbox or self._cancelled or self._calls or self._idle_jobs or self._closing)
 
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._inbox or self._cancelled or self._closing or self.scheduler.has_work):
+                self._stepping = False
+                while not (self._has_news or self.scheduler.has_work):
                     self._wake.wait()
                 if self._closing:
                     break
+                self._stepping = True
             try:
                 self.step()
             except Exception as error:  # the step failed as a whole: nobody in it may hang
@@ -104,5 +168,5 @@ class Engine:
         self._end_all(None)
 
     def _end_all(self, error: Exception | None) -> None:
-        for seq in (*self.scheduler.running, *self.scheduler.waiting):
+        for seq in self.scheduler.unfinished():
             self.scheduler.end(seq, "error" if error else "abort", error)

@@ -1,18 +1,21 @@
-"""Runs chunks through the model and samples.
+"""Runs chunks through the model and draws tokens from the logits.
 
-In: chunks whose blocks are reserved. Out: for each, the next token, or None while tokens are still pending.
-Does not know: why these chunks, what the tokens mean.
+In: chunks whose blocks are reserved, then the rows to draw from. Out: tokens with their log-probabilities.
+Does not know: why these chunks, what the tokens mean, whether a draft was right.
 """
 
 from __future__ import annotations
 
 from collections import abc
+from itertools import accumulate
 
-from ..backend.base import Backend, Batch
+from ..backend.base import Array, Backend, Batch
 from ..config import KVFormat
 from ..model.decoder import Decoder
+from ..types import TokenLogprob
 from .sampler import sample_args
 from .scheduler import Chunk
+from .speculate import Row, Sampled
 
 
 class Runner:
@@ -23,17 +26,39 @@ class Runner:
     ) -> None:
         self.decoder, self.backend, self.num_valid = decoder, backend, num_valid
         self.cache = decoder.new_cache(num_blocks, kv)
+        self._chunks: abc.Sequence[Chunk] = ()
+        self._starts: list[int] = []  # first row of logits of each chunk
+        self._logits: Array = None  # [L, V]
 
-    def run(self, chunks: abc.Sequence[Chunk]) -> list[int | None]:
-        """One forward pass. Raises EngineError when the logits hold NaN."""
-        completes = [chunk.completes for chunk in chunks]
+    def forward(self, chunks: abc.Sequence[Chunk]) -> None:
+        """One pass over the pending tokens and drafts; its logits wait for `sample`."""
+        outputs = [1 + len(chunk.draft) if chunk.completes else 0 for chunk in chunks]
         batch = Batch.build(
-            [(s.tokens[s.num_computed : s.num_computed + n], s.num_computed, s.blocks) for s, n in chunks],
-            completes,
+            [
+                ([*s.tokens[s.num_computed : s.num_computed + n], *draft], s.num_computed, s.blocks)
+                for s, n, draft in chunks
+            ],
+            outputs,
         )
-        logits = self.decoder.forward(batch, self.cache)
-        if not any(completes):
-            return [None] * len(chunks)
-        args = [sample_args(chunk.seq) for chunk, wanted in zip(chunks, completes, strict=True) if wanted]
-        tokens = iter(self.backend.sample(logits, args, self.num_valid))
-        return [next(tokens) if wanted else None for wanted in completes]
+        self._chunks, self._starts = chunks, [0, *accumulate(outputs)]
+        self._logits = self.decoder.forward(batch, self.cache)
+
+    def sample(self, rows: abc.Sequence[Row]) -> list[Sampled]:
+        """One token for each row, as its sequence is now. Raises EngineError when the logits hold NaN."""
+        sequences = [self._chunks[row.chunk].seq for row in rows]
+        picks = [self._starts[row.chunk] + row.offset for row in rows]
+        logits = self._logits
+        if picks != list(range(self._starts[-1])):
+            logits = self.backend.take(logits, picks)
+        tokens = self.backend.sample(logits, [sample_args(seq) for seq in sequences], self.num_valid)
+        found: list[TokenLogprob | None] = [None] * len(rows)
+        for i, seq in enumerate(sequences):
+            if (top := seq.params.logprobs) is not None:
+                found[i] = self._logprob(logits, i, tokens[i], top)
+        return [Sampled(*pair) for pair in zip(tokens, found, strict=True)]
+
+    def _logprob(self, logits: Array, row: int, token: int, top: int) -> TokenLogprob:
+        ((logprob, best),) = self.backend.log_probs(
+            self.backend.take(logits, [row]), [token], top, self.num_valid
+        )
+        return TokenLogprob(token, logprob, tuple(best))

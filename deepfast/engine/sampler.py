@@ -31,7 +31,6 @@ def sample_args(seq: Sequence) -> SampleArgs:
     assert p.temperature is not None and p.top_k is not None and p.top_p is not None
     assert p.min_p is not None and p.presence_penalty is not None
     penalised = p.presence_penalty != 0 or p.frequency_penalty != 0 or p.repetition_penalty != 1
-    banned = tuple(seq.banned_ids)
     return SampleArgs(
         temperature=p.temperature,
         top_k=p.top_k,
@@ -41,8 +40,9 @@ def sample_args(seq: Sequence) -> SampleArgs:
         presence_penalty=p.presence_penalty,
         frequency_penalty=p.frequency_penalty,
         repetition_penalty=p.repetition_penalty,
-        logit_bias=p.logit_bias,
-        banned_ids=banned,
+        logit_bias=seq.bias(),
+        banned_ids=tuple(seq.banned_ids()),
+        mask=seq.mask(),
         prompt_ids=seq.tokens[: seq.num_prompt] if p.repetition_penalty != 1 else (),
         output_ids=seq.tokens[seq.num_prompt :] if penalised else (),
     )

@@ -19,12 +19,12 @@ class Stream:
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self.stopped = False
-        self.decode = tokenizer.decode
         self._detokenizer = tokenizer.detokenizer()
         self._stop = stop
         self._kind: DeltaKind | None = None
         self._held: dict[DeltaKind, str] = {"reasoning": "", "content": "", "tool_call": ""}
         self._texts: dict[DeltaKind, list[str]] = {"reasoning": [], "content": [], "tool_call": []}
+        self._visible: set[DeltaKind] = set()
 
     def push(self, token_id: int, kind: DeltaKind | None) -> list[Delta]:
         """The deltas that this token completes. After a stop string (`stopped`) there are none."""
@@ -47,6 +47,12 @@ class Stream:
     def text(self, kind: DeltaKind) -> str:
         """All deltas of one kind so far, joined."""
         return "".join(self._texts[kind])
+
+    def has_text(self, kind: DeltaKind) -> bool:
+        """Is there more than white space among the deltas of one kind?"""
+        if kind not in self._visible and any(text.strip() for text in self._texts[kind]):
+            self._visible.add(kind)
+        return kind in self._visible
 
     def _close(self) -> list[Delta]:
         """The current kind ends here: give out what it holds, except newlines at the end of the reasoning."""

@@ -46,6 +46,7 @@ class ChatTemplate:
             raise ModelError(f"the chat template is no valid Jinja: {_one_line(error)}.") from error
         self._reads_reasoning = any("reasoning_content" in text for text in sources.values())
         self._knows_thoughts = any(CLOSE in text for text in sources.values())
+        self.reads_tools = any("tools" in text for text in sources.values())
         self.modes = self._probe()
 
     @classmethod

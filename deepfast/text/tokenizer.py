@@ -44,6 +44,7 @@ class Tokenizer:
         self.num_ids = num_ids
         self.specials = dict(specials)
         self._plain = plain
+        self._blank: tuple[int, ...] | None = None
         self._control = dict(control)
         self.control_ids = frozenset(token.id for token in self._control.values())
         self._bytes = {token.id: text.encode() for text, token in self._control.items()}
@@ -111,6 +112,14 @@ class Tokenizer:
             known = self._bytes[token_id] = _from_byte_level(token)
         return known
 
+    def blank_ids(self) -> tuple[int, ...]:
+        """The ids whose text is white space only."""
+        if self._blank is None:
+            texts = ((i, self._plain.id_to_token(i)) for i in range(self.num_ids))
+            likely = ((i, t) for i, t in texts if t and i not in self.control_ids and _may_be_blank(t))
+            self._blank = tuple(i for i, t in likely if not _from_byte_level(t).decode("utf-8", "replace").strip())
+        return self._blank
+
     def control_id(self, token: str) -> int | None:
         """The id of a control token by its text; None when this vocabulary has no such control token."""
         found = self._control.get(token)
@@ -160,6 +169,11 @@ def _from_byte_level(token: str) -> bytes:
         return bytes(table[char] for char in token)
     except KeyError:
         return token.encode()
+
+
+def _may_be_blank(token: str) -> bool:
+    """Does its first byte begin white space: ASCII, or the first of a longer character?"""
+    return _byte_of_char().get(token[0], 0) in b"\t\n\v\f\r\x1c\x1d\x1e\x1f \xc2\xe1\xe2\xe3"
 
 
 def _without(text: str, marker: str) -> str:

@@ -56,11 +56,13 @@ class PhaseMachine:
 
     `<think>` opens a thought only as the very first token of a turn whose prompt has not closed one yet. A
     tool call begun inside a thought ends the thought. Control tokens out of place change nothing and have no
-    text. reasoning_tokens counts tokens inside the thought, control tokens left out.
+    text. reasoning_tokens counts tokens inside the thought, control tokens left out. stops: the ids that end
+    the turn; none of them does when `endless`.
     """
 
-    def __init__(self, ids: ControlIds, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, ids: ControlIds, prompt_ids: Sequence[int], *, endless: bool = False) -> None:
         self.ids = ids
+        self.stops = frozenset[int]() if endless else ids.stops
         self.phase = Phase.ANSWER
         self.reasoning_tokens = 0
         self.may_open = True  # may a thought still begin?
@@ -81,7 +83,7 @@ class PhaseMachine:
         if token not in self.ids.all:
             self.reasoning_tokens += before is Phase.THINK
             return Step(before, False)
-        if token in self.ids.stops:
+        if token in self.stops:
             self.phase = Phase.DONE
             return Step(before, True)
         return Step(self._move(before, token, may_open), True)
@@ -112,4 +114,4 @@ class PhaseMachine:
             Phase.TOOL: (ids.tool_close,),
             Phase.DONE: (),
         }[self.phase]
-        return ids.all.difference(ids.stops, legal)
+        return ids.all.difference(self.stops, legal)

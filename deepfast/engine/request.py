@@ -1,0 +1,241 @@
+"""From what a caller asks to a Sequence: render, encode, resolve, check.
+
+In: messages or token ids, SamplingParams, Thinking, tools. Out: Sequences that the engine can run; and, after a
+turn, the background sequence that lets the next turn start warm. Everything that is wrong with a request is
+refused here, in one line. Does not know: blocks, steps, threads.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..config import EngineConfig, resolve_sampling
+from ..text.grammar import Grammars
+from ..text.messages import as_messages
+from ..text.template import ChatTemplate
+from ..text.tokenizer import Tokenizer
+from ..thinking.budget import Budget, Texts
+from ..thinking.controls import Plan
+from ..thinking.controls import resolve as resolve_thinking
+from ..thinking.loops import LoopGuard
+from ..thinking.phases import ControlIds, Phase, PhaseMachine
+from ..thinking.sentences import Sentences, language_of
+from ..types import (
+    ContextError,
+    Message,
+    Mode,
+    Role,
+    SamplingParams,
+    Thinking,
+    ToolChoice,
+    UsageError,
+)
+from .output import Emit, Output
+from .sequence import Guide, Sequence
+from .speculate import Speculator
+
+Messages = str | abc.Sequence[Message] | abc.Sequence[Mapping[str, Any]]
+Tools = abc.Sequence[Mapping[str, Any]]
+After = Callable[[Sequence], None]
+OPENING, LEAD_IN = "<think>\n", "\n\n"  # how Qwen3 opens a thought, and what it writes before the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages and tools, checked: what the template renders."""
+
+    turns: list[Message]
+    tools: Tools | None
+
+
+class RequestBuilder:
+    """Makes the sequences of one model. Safe to use from any thread."""
+
+    def __init__(
+        self, path: Path, tokenizer: Tokenizer, ids: ControlIds, vocab_size: int, settings: EngineConfig
+    ) -> None:
+        assert settings.max_context is not None
+        self.tokenizer, self.ids, self.vocab_size = tokenizer, ids, vocab_size
+        self.max_context = settings.max_context
+        self.settings = settings
+        self.sentences = Sentences.from_dir(path)
+        self._path = path
+        self._template = ChatTemplate.from_dir(path, tokenizer) if ChatTemplate.exists(path) else None
+        width = min(tokenizer.num_ids, vocab_size)
+        self._grammars = Grammars(tokenizer, width, ids.stops)
+        self._encode = lru_cache(maxsize=64)(self._encode_ours)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template. Raises ModelError when the checkpoint has none."""
+        if self._template is None:
+            self._template = ChatTemplate.from_dir(self._path, self.tokenizer)
+        return self._template
+
+    def conversation(self, messages: Messages, tools: Tools | None) -> Conversation:
+        """Check messages and tools. Raises UsageError naming what is wrong."""
+        if tools and self.ids.tool_open is None:
+            raise UsageError("this model's vocabulary has no <tool_call>: it cannot use tools. Leave them out.")
+        if tools and not self.template.reads_tools:
+            raise UsageError("this model's chat template ignores tools. Leave them out.")
+        return Conversation(as_messages(messages), tools or None)
+
+    def chat(
+        self,
+        conversation: Conversation,
+        params: SamplingParams | None,
+        thinking: Thinking | None,
+        tool_choice: ToolChoice,
+        emit: Emit,
+        after: After | None = None,
+    ) -> Sequence:
+        """A sequence for the assistant's next turn. Raises UsageError (ControlError, ContextError) if it
+        cannot run."""
+        turns, tools, asked = conversation.turns, conversation.tools, thinking or Thinking()
+        plan = resolve_thinking(asked, self.template.modes.kind, turns)
+        prompt = self.template.encode(turns, tools=tools, enable_thinking=plan.enable_thinking)
+        must_call = self._must_call(tool_choice, tools)
+        machine = PhaseMachine(self.ids, prompt)
+        opens = plan.open_thought or (must_call and plan.thinks)
+        if opens and machine.phase is not Phase.THINK and machine.may_open:
+            prompt += self._encode(OPENING)
+        resolved = self._resolved(params, thinks=plan.thinks)
+        max_new = self._max_new(len(prompt), resolved.max_tokens)
+        machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
+        machine.may_open &= not must_call
+        budget = self._budget(asked, plan, turns, max_new)
+        watched = budget is not None and asked.on_loop == "close"
+        named = tool_choice if tool_choice not in ("auto", "none", "required") else None
+        ends = frozenset() if self.ids.tool_close is None else frozenset({self.ids.tool_close})
+        mode: Mode = "on" if plan.thinks else "off"
+        guide = Guide(
+            mode=mode,
+            source=plan.source,
+            budget=budget,
+            loops=LoopGuard() if watched else None,
+            answer=self._grammars.answer(resolved.grammar).matcher() if resolved.grammar else None,
+            tool_call=self._grammars.tool_call(tools, named, ends=ends) if tools else None,
+            allow_calls=tool_choice != "none" and not (resolved.grammar and not tools),
+            must_call=must_call,
+            after_thought=self._encode(LEAD_IN),
+            blank_ids=self.tokenizer.blank_ids,
+        )
+        return self._sequence(prompt, resolved, max_new, machine, guide, emit, after)
+
+    def raw(
+        self, prompt: abc.Sequence[int], params: SamplingParams | None, emit: Emit, number: int = 0
+    ) -> Sequence:
+        """Ids in, ids out: no template, no control. Raises UsageError, naming prompt `number`."""
+        bad = [token for token in prompt if not 0 <= token < self.vocab_size]
+        if not prompt or bad:
+            what = f"holds id {bad[0]}" if bad else "is empty"
+            raise UsageError(f"prompt {number} {what}. Give ids from 0 to {self.vocab_size - 1}.")
+        resolved = self._resolved(params, thinks=True)
+        if resolved.grammar is not None:
+            raise UsageError("a grammar needs a chat: ids in, ids out knows no answer. Use chat() or stream().")
+        max_new = self._max_new(len(prompt), resolved.max_tokens)
+        machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
+        return self._sequence(list(prompt), resolved, max_new, machine, None, emit, None)
+
+    def next_turn(self, conversation: Conversation, seq: Sequence) -> Sequence | None:
+        """The background sequence that computes what the next turn's prompt is sure to begin with: the
+        conversation with this answer in it, as the template writes it (mostly without the thought)."""
+        done = seq.completion()
+        answer = Message("assistant", done.content, done.reasoning or None, done.tool_calls)
+        turns = [*conversation.turns, answer]
+        follow: Role = "tool" if done.tool_calls else "user"
+        a, b = (
+            self.template.encode([*turns, Message(follow, text)], tools=conversation.tools)
+            for text in ("a", "b")
+        )
+        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        if same == 0 or same > self.max_context:
+            return None
+        machine = PhaseMachine(self.ids, a[:same])
+        output = Output(self.tokenizer, (), lambda delta: None, "")
+        return Sequence(a[:same], SamplingParams(), 0, 0, machine, output)
+
+    def encode_hint(self, text: str) -> list[int]:
+        """Words to be put into a thought, on lines of their own."""
+        if not text.strip():
+            raise UsageError("the hint is empty. Say something.")
+        return self.tokenizer.encode(f"\n\n{text.strip()}\n\n")
+
+    def _must_call(self, choice: ToolChoice, tools: Tools | None) -> bool:
+        if choice in ("auto", "none"):
+            return False
+        if not tools:
+            raise UsageError(f"tool_choice={choice!r} needs tools. Give some, or use 'auto'.")
+        return True
+
+    def _resolved(self, params: SamplingParams | None, *, thinks: bool) -> SamplingParams:
+        resolved = resolve_sampling(params or SamplingParams(), thinking=thinks)
+        for name, ids in (("logit_bias", resolved.logit_bias), ("stop_token_ids", resolved.stop_token_ids)):
+            if bad := [token for token in ids if not 0 <= token < self.vocab_size]:
+                limit = self.vocab_size - 1
+                raise UsageError(f"{name} holds id {bad[0]}, outside the vocabulary. Give ids from 0 to {limit}.")
+        return resolved
+
+    def _budget(self, asked: Thinking, plan: Plan, turns: list[Message], max_new: int) -> Budget | None:
+        """None where the model has no thoughts, or need not think and has no room for it."""
+        if self.template.modes.kind == "no_think":
+            return None
+        texts = self._texts(turns)
+        if not plan.thinks and not Budget.fits(max_new, asked.answer_reserve, texts):
+            return None
+        return Budget(
+            asked.budget,
+            max_new,
+            asked.answer_reserve,
+            texts,
+            min_tokens=asked.min_tokens,
+            soft_landing=asked.soft_landing,
+        )
+
+    def _texts(self, turns: list[Message]) -> Texts:
+        """What may be forced into a thought, in the language of the question."""
+        said = next((turn.content or "" for turn in reversed(turns) if turn.role == "user"), "")
+        language = language_of(said)
+        return Texts(
+            stop_ids=self._encode(self.sentences.stop(language)),
+            close_ids=self._encode(self.sentences.close),
+            wait_ids=self._encode(self.sentences.wait(language)),
+        )
+
+    def _encode_ours(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, control=True))
+
+    def _max_new(self, num_prompt: int, asked: int | None) -> int:
+        room = self.max_context - num_prompt
+        if room < 1:
+            raise ContextError(
+                f"the prompt has {num_prompt} tokens, but the context holds {self.max_context}. "
+                "Shorten it or load the model with a longer context."
+            )
+        if asked is not None and asked > room:
+            raise ContextError(
+                f"max_tokens={asked} does not fit: the prompt has {num_prompt} tokens and the context holds "
+                f"{self.max_context}. Ask for at most {room}."
+            )
+        return asked or room
+
+    def _sequence(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        max_new: int,
+        machine: PhaseMachine,
+        guide: Guide | None,
+        emit: Emit,
+        after: After | None,
+    ) -> Sequence:
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        output = Output(self.tokenizer, params.stop, emit, f"call_{seed % 2**32:08x}")
+        speculator = Speculator(prompt) if self.settings.speculation else None
+        return Sequence(prompt, params, max_new, seed, machine, output, guide, speculator, after=after)

@@ -1,0 +1,96 @@
+"""The loop guard: does this thought go round in circles?
+
+In: the tokens of one thought, one by one. Out: nothing, until one answer: "period 12" (the end of the thought
+is an exact repetition) or "recurrence" (most of it has been written several times before, with small changes).
+A function of the tokens alone: time, batches and speculation do not matter.
+
+What no guard can tell apart it leaves alone: rows with a new number in each and fewer than some 24 tokens
+between the numbers (1 to 1000, "Attempt 17: no."), be they wanted or a loop. It does stop a wanted text of
+four equal copies or 512 tokens of a pattern with few different tokens (a matrix of 20 x 20 zeros).
+Does not know: text, the tokenizer, phases, what is done about a loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+# Chosen on tests/loop_corpus.py and on 4 million tokens of solutions and source code, with the margins that
+# benchmarks/loop_guard.py prints.
+MAX_PERIOD = 128  # longer periods are left to the recurrence
+CHECK_EVERY = 16  # tokens between two looks for a period
+COPIES = 4  # a factor 333 makes three equal partial products in a row: 366 tokens that are right
+MIN_SPAN = 128  # tokens of a short period: HumanEval holds 83, six assertions alike
+PLAIN_SPAN = 512  # the same with few different tokens: 10 x 10 zeros are 310, 100 ones with a plus 298
+PLAIN = 8  # fewer different tokens than this are "few": zeros, truth tables, drawn grids
+
+GRAM = 16  # tokens; shorter ones recur in sums of digits, longer ones miss loops that change every 24 tokens
+WINDOW = 4096  # tokens back in which a gram counts as seen
+REPEAT, NOVEL = 2, 1  # a loop is more than one third repetition; enumerations are less
+ALARM = 512  # 256 repeated tokens in one go; the worst sane text of the corpus reaches a tenth
+
+
+class LoopGuard:
+    """Watches one thought. Costs about 1 microsecond per token; remembers WINDOW tokens."""
+
+    def __init__(self) -> None:
+        self._fired = False
+        self._tokens: list[int] = []  # at least the last PLAIN_SPAN, where there are so many
+        self._num_tokens = 0
+        self._grams: deque[int] = deque()  # hashes of the last WINDOW grams, oldest first
+        self._seen: dict[int, int] = {}  # hash of a gram -> its count in the window
+        self._level = 0  # a sum that rises with repetition, sinks with news and never goes below 0
+
+    def observe(self, token: int) -> str | None:
+        """After every token of the thought: why it is a loop (once), or None."""
+        if self._fired:
+            return None
+        tokens = self._tokens
+        tokens.append(token)
+        self._num_tokens += 1
+        if len(tokens) >= 2 * PLAIN_SPAN:
+            del tokens[:-PLAIN_SPAN]
+        if len(tokens) < GRAM:
+            return None
+        again = self._recur(tuple(tokens[-GRAM:]))
+        reason = "recurrence" if self._level >= ALARM else None
+        if again and self._num_tokens % CHECK_EVERY == 0 and (period := self._period()):
+            reason = f"period {period}"
+        self._fired = reason is not None
+        return reason
+
+    def _recur(self, gram: tuple[int, ...]) -> bool:
+        """Is the gram that was just completed at least its fourth copy? Moves the level."""
+        key = hash(gram)  # of integers: equal in every process
+        count = self._seen.get(key, 0)
+        self._seen[key] = count + 1
+        self._grams.append(key)
+        if len(self._grams) > WINDOW:
+            self._forget(self._grams.popleft())
+        again = count >= COPIES - 1
+        if again and len(set(gram)) >= PLAIN:
+            self._level += REPEAT
+        elif self._level:
+            self._level -= NOVEL
+        return again
+
+    def _forget(self, key: int) -> None:
+        if self._seen[key] == 1:
+            del self._seen[key]
+        else:
+            self._seen[key] -= 1
+
+    def _period(self) -> int:
+        """The smallest period of the last tokens that has gone on for long enough, or 0."""
+        tokens = self._tokens
+        last = tokens[-1]
+        for period in range(1, min(MAX_PERIOD, len(tokens) - GRAM) + 1):
+            # The short look first: a row of zeros has many periods that end at once.
+            if tokens[-1 - period] == last and self._repeats(period, period + GRAM):
+                if self._repeats(period, max(COPIES * period, MIN_SPAN)):
+                    if len(set(tokens[-period:])) >= PLAIN or self._repeats(period, PLAIN_SPAN):
+                        return period
+        return 0
+
+    def _repeats(self, period: int, span: int) -> bool:
+        """Do the last `span` tokens have this period? False where there are fewer."""
+        return self._tokens[period - span :] == self._tokens[-span:-period]
