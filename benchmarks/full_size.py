@@ -87,7 +87,7 @@ def measure(path: Path, quantize: str | None, tokens: int) -> None:
     began = time.perf_counter()
     from deepfast import LLM, EngineConfig, SamplingParams
 
-    config = EngineConfig(max_context=4096, max_kv_tokens=4096)
+    config = EngineConfig(max_context=4096, max_kv_tokens=4096, speculation=False)
     with LLM(path, quantize=quantize, config=config) as llm:
         loaded = time.perf_counter() - began
         params = SamplingParams(max_tokens=tokens, seed=1, ignore_eos=True)

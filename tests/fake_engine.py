@@ -7,7 +7,6 @@ know: arrays.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -53,31 +52,31 @@ class LetterTokenizer:
 
 
 class HashRunner:
-    """Keeps, for each (block, offset), a hash of the token there and of all before it, as keys and values do.
+    """Keeps, at each offset of each block, a hash of the token there and of all before it, as keys and values do.
 
-    Every token is drawn from all cells of its context, so a block that was mixed up changes what follows.
+    Every token is drawn from all of its context, so a block that was mixed up changes what follows.
     habit: how often the next token follows from the last two alone, which makes it repeat itself.
     """
 
     def __init__(self, pool: BlockPool, salt: int, habit: float = 0.0) -> None:
         self.pool, self.salt, self.habit = pool, salt, habit
-        self.cells: dict[tuple[int, int], int] = {}
-        self.tokens: dict[tuple[int, int], int] = {}
+        self.hashes = [[0] * pool.block_size for _ in range(pool.num_blocks)]
+        self.tokens = [[0] * pool.block_size for _ in range(pool.num_blocks)]
         self._chunks: list[tuple[EngineSequence, int]] = []  # and the context's length before a draft
 
     def forward(self, chunks: Sequence[Chunk]) -> None:
         """Write the new tokens and the drafts, into blocks that are their sequence's alone."""
         self._chunks = []
+        size = self.pool.block_size
         for seq, count, draft in chunks:
             start = seq.num_computed
-            new = [*seq.tokens[start : start + count], *draft]
-            for position, token in enumerate(new, start):
-                block, _ = cell = self._cell(seq, position)
+            before = self.hashes[seq.blocks[(start - 1) // size]][(start - 1) % size] if start else self.salt
+            for position, token in enumerate([*seq.tokens[start : start + count], *draft], start):
+                block, offset = seq.blocks[position // size], position % size
                 assert self.pool._users[block] == 1, "a shared block is written to"
                 assert self.pool._keys[block] is None, "an indexed block is written to"
-                before = self.cells[self._cell(seq, position - 1)] if position else self.salt
-                self.cells[cell] = hash((before, token))
-                self.tokens[cell] = token
+                before = self.hashes[block][offset] = hash((before, token))
+                self.tokens[block][offset] = token
             self._chunks.append((seq, start + count))
 
     def sample(self, rows: Sequence[Row]) -> list[Sampled]:
@@ -89,15 +88,15 @@ class HashRunner:
             tokens.append(self._next(seq, length + row.offset))
         return [Sampled(token, None) for token in tokens]
 
-    def _cell(self, seq: EngineSequence, position: int) -> tuple[int, int]:
-        size = self.pool.block_size
-        return seq.blocks[position // size], position % size
-
     def _next(self, seq: EngineSequence, length: int) -> int:
-        cells = [self._cell(seq, position) for position in range(length)]
-        draw = hash(tuple([self.cells[cell] for cell in cells]))
+        hashes: list[int] = []
+        tokens: list[int] = []
+        for block in seq.blocks[: -(-length // self.pool.block_size)]:
+            hashes += self.hashes[block]
+            tokens += self.tokens[block]
+        draw = hash(tuple(hashes[:length]))
         if uniform(draw, seq.seed) < self.habit:
-            draw = hash((self.salt, *[self.tokens[cell] for cell in cells[-2:]]))
+            draw = hash((self.salt, *tokens[max(length - 2, 0) : length]))
         choice = int(26 * uniform(draw, seq.seed if draw % 4 == 0 else 0))
         bias = seq.bias()
         if bias and uniform(draw, 2) < 0.1 * max(bias.values()):
@@ -126,7 +125,12 @@ def make_sequence(
     guide = None
     if budget is not None:
         held = Budget(
-            budget, max_new, max(min(4, max_new // 4), 1), TEXTS, min_tokens=min_tokens, soft_landing=soft_landing
+            budget,
+            max_new,
+            max(min(4, max_new // 4), 1),
+            TEXTS,
+            min_tokens=min_tokens,
+            soft_landing=soft_landing,
         )
         guide = Guide("on", "test", held, LoopGuard() if loop_guard else None)
     return EngineSequence(
@@ -144,16 +148,20 @@ def make_sequence(
 
 def count_blocks(pool: BlockPool, sequences: Iterable[EngineSequence]) -> None:
     """Every block is free, kept, or owned by exactly as many sequences as its count says."""
-    owners: Counter[int] = Counter()
+    users = [0] * pool.num_blocks
     for seq in sequences:
-        assert len(seq.blocks) == len(set(seq.blocks)), "a block stands twice in one sequence"
         assert len(seq.blocks) * pool.block_size >= seq.num_computed
-        owners.update(seq.blocks)
-    assert [owners[block] for block in range(pool.num_blocks)] == pool._users, "a count is wrong"
-    apart = [*pool._free, *pool._idle, *owners]
-    assert sorted(apart) == list(range(pool.num_blocks)), "a block is lost, or in two places"
+        for block in seq.blocks:
+            users[block] += 1
+    assert users == pool._users, "a count is wrong"
+    places = [*pool._free, *pool._idle, *(block for block, count in enumerate(users) if count)]
+    assert len(places) == len(set(places)) == pool.num_blocks, "a block is lost, or in two places"
+
+
+def check_index(pool: BlockPool) -> None:
+    """The index and the blocks agree about what they hold."""
     for key, block in pool._index.items():
         assert pool._keys[block] == key
-        assert block in pool._idle or owners[block]
+        assert block in pool._idle or pool._users[block]
     assert all(pool._index[pool._keys[block]] == block for block in pool._idle)  # type: ignore[index]
     assert len(pool._evicted) <= pool.num_blocks

@@ -1,20 +1,22 @@
-"""The options that commands share, and what they mean: a loaded model, sampling, thinking, engine settings.
+"""The options of the commands, and what they mean: a loaded model, sampling, thinking, what an answer must be.
 
-In: click's keyword arguments. Out: LLM, SamplingParams, Thinking, EngineConfig. Defaults are not repeated: an
-option that was not given is None and the library fills it. Does not know: where answers are printed.
+In: click's keyword arguments. Out: LLM, SamplingParams, Thinking, tools, EngineConfig. Defaults are not repeated:
+an option that was not given is None and the library fills it. Does not know: where answers are printed.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..config import ENV_MODEL, EngineConfig
-from ..types import ControlError, Mode, SamplingParams, Thinking
+from ..types import ControlError, Grammar, Mode, SamplingParams, Thinking, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,6 +61,9 @@ def thinking_options(command: Command) -> Command:
         command,
         click.option("--think/--no-think", default=None, help="Think first, or answer at once."),
         click.option("--budget", type=int, metavar="N", help="At most N tokens of thought, then the answer."),
+        click.option("--min-tokens", type=int, metavar="N", help="A shorter thought goes on with 'Wait'."),
+        click.option("--soft-landing", type=int, metavar="N", help="Lead the last N tokens of a budget to an end."),
+        click.option("--on-loop", type=click.Choice(["close", "ignore"]), help="What ends a thought in circles."),
         click.option("--max-tokens", type=int, metavar="N", help="At most N tokens of thought and answer."),
         click.option("--seed", type=int, metavar="N", help="Same seed, same question: same answer."),
         click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token."),
@@ -70,19 +75,91 @@ def thinking_options(command: Command) -> Command:
     )
 
 
+def answer_options(command: Command) -> Command:
+    """What the answer must match, which tools may be called, and how many answers vote."""
+    choice = "auto, none, required, or the name of the tool that must be called."
+    return _add(
+        command,
+        click.option("--schema", metavar="FILE|JSON", help="The answer matches this JSON schema."),
+        click.option("--regex", metavar="RE", help="The answer matches this regular expression, whole."),
+        click.option("--tools", metavar="FILE|JSON", help="Tools it may call: a JSON list in OpenAI's shape."),
+        click.option("--tool-choice", metavar="WHICH", help=choice),
+        click.option(
+            *("-n", "--samples"),
+            type=click.IntRange(min=1),
+            default=1,
+            metavar="N",
+            help="Answer N times at once and print what most answers say.",
+        ),
+    )
+
+
 def sampling_params(options: Options) -> SamplingParams:
     """What the user chose; the rest stays open."""
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "seed", "max_tokens")
-    return SamplingParams(**{name: options[name] for name in names})
+    return SamplingParams(**{name: options[name] for name in names}, grammar=_grammar(options))
 
 
 def thinking(options: Options) -> Thinking:
-    """--think, --no-think and --budget as one value. Raises ControlError when they contradict each other."""
+    """--think, --no-think, --budget and their kin as one value. Raises ControlError when they contradict each
+    other."""
     mode: Mode = {True: "on", False: "off", None: "auto"}[options["think"]]  # type: ignore[assignment]
-    budget = options["budget"]
-    if mode == "off" and budget is not None:
-        raise ControlError(f"--budget {budget} needs a thought and --no-think forbids it. Drop one of them.")
-    return Thinking(mode=mode, budget=budget)
+    names = ("budget", "min_tokens", "soft_landing", "on_loop")
+    given = {name: options[name] for name in names if options[name] is not None}
+    switch = {"on": ["--think"], "off": ["--no-think"], "auto": []}[mode]
+    if mode == "off" and given:
+        name, value = next(iter(given.items()))
+        raise ControlError(
+            f"{_spelled(name)} {value} needs a thought and --no-think forbids it. Drop one of them."
+        )
+    return Thinking(mode=mode, **given, source=", ".join([*switch, *map(_spelled, given)]))
+
+
+def tools(options: Options) -> tuple[list[dict[str, Any]] | None, str]:
+    """--tools and --tool-choice. Raises UsageError when they make no sense, together or alone."""
+    given, choice = options["tools"], options["tool_choice"]
+    if given is None:
+        if choice is not None:
+            raise UsageError(f"--tool-choice {choice} needs tools to choose from. Add --tools FILE.")
+        return None, "auto"
+    if choice not in (None, "auto", "none") and (options["schema"] or options["regex"]) is not None:
+        raise UsageError(
+            f"--tool-choice {choice} asks for a call, --schema and --regex for a text. Drop one of them."
+        )
+    found = _json("--tools", given)[1]
+    if not isinstance(found, list) or not found or not all(isinstance(tool, dict) for tool in found):
+        raise UsageError("--tools holds no list of tools. Give a JSON list of objects in OpenAI's shape.")
+    return found, choice or "auto"
+
+
+def _grammar(options: Options) -> Grammar | None:
+    """--schema or --regex; commands without these options have none."""
+    schema, regex = options.get("schema"), options.get("regex")
+    if schema is not None and regex is not None:
+        raise UsageError("--schema and --regex cannot both shape the answer. Drop one of them.")
+    if schema is not None:
+        return Grammar("json_schema", _json("--schema", schema)[0])
+    return None if regex is None else Grammar("regex", regex)
+
+
+def _json(option: str, value: str) -> tuple[str, Any]:
+    """The text and what it says, from the value itself or from the file it names."""
+    text, where = value, option
+    if not value.lstrip().startswith(("{", "[")):
+        where = f"{option} {value}"
+        try:
+            text = Path(value).read_text("utf-8-sig")
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise UsageError(f"{where} cannot be read: {reason}. Give a file, or the JSON itself.") from error
+    try:
+        return text, json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is no JSON: {error}. Correct it.") from error
+
+
+def _spelled(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def engine_config(options: Options) -> EngineConfig:

@@ -1,25 +1,39 @@
 """`deepfast run`: one question, one answer.
 
 In: a prompt as an argument, or `-` for stdin. Out: the answer on stdout and the thought on stderr as they
-come, or with --json one object on stdout. Does not know: how models run, what the defaults are.
+come, or with --json one object on stdout; with --samples what most of several answers say, and a tally on
+stderr. Does not know: how models run, what the defaults are, how answers are compared.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..types import Completion, EngineError, Message, UsageError, as_dict
-from .options import engine_options, open_llm, sampling_params, thinking, thinking_options
-from .terminal import Printer, note, summary
+from ..types import Completion, Message, SamplingParams, Thinking, UsageError, Variant, as_dict
+from .options import (
+    answer_options,
+    engine_options,
+    open_llm,
+    sampling_params,
+    thinking,
+    thinking_options,
+    tools,
+)
+from .terminal import Printer, brief, note, summary, tally
+
+if TYPE_CHECKING:
+    from ..engine.llm import LLM
 
 
 @click.command()
 @engine_options
 @thinking_options
+@answer_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.argument("prompt")
 def run(prompt: str, as_json: bool, **options: Any) -> None:
@@ -28,26 +42,79 @@ def run(prompt: str, as_json: bool, **options: Any) -> None:
     \b
     deepfast run --think "What is 47 * 86?"
     deepfast run --budget 64 --json "Sort: 5, 3, 9"
+    deepfast run -n 5 "What is 47 * 86?"
     git diff | deepfast run -m ~/models/Qwen3-4B --quantize q4 -
     """
     text = _read(prompt)
-    params, wish = sampling_params(options), thinking(options)
     messages = [Message("system", options["system"])] if options["system"] else []
     messages.append(Message("user", text))
+    ask = Ask(messages, sampling_params(options), thinking(options), *tools(options))
+    samples = options["samples"]
+    if samples > 1 and ask.params.temperature == 0:
+        raise UsageError(
+            f"--temperature 0 gives one answer, so --samples {samples} have nothing to vote on. "
+            "Drop one of them."
+        )
     with open_llm(options) as llm:
-        if as_json:
-            done = llm.chat(messages, params, wish)
-            click.echo(json.dumps(_report(llm.name, llm.load_seconds, done), ensure_ascii=_ascii_only()))
+        if samples > 1:
+            _vote(llm, ask, samples, as_json)
+        elif as_json:
+            done = llm.chat(*ask)
+            _print_json(llm, {**_report(done), "timing": _timing(llm, done)})
         else:
-            stream = llm.stream(messages, params, wish)
-            with Printer() as printer:
-                for delta in stream:
-                    printer.show(delta)
-            done = stream.completion
-            if sys.stderr.isatty() or done.finish_reason != "stop":
-                note(summary(done))
-    if done.finish_reason == "error":
-        raise EngineError("the engine failed while it answered. Try again with --debug.")
+            _stream(llm, ask)
+
+
+class Ask(NamedTuple):
+    """What LLM.chat and LLM.stream take, in their order."""
+
+    messages: list[Message]
+    params: SamplingParams
+    wish: Thinking
+    tools: list[dict[str, Any]] | None
+    tool_choice: str
+
+
+def _stream(llm: LLM, ask: Ask) -> None:
+    stream = llm.stream(*ask)
+    with Printer() as printer:
+        for delta in stream:
+            printer.show(delta)
+    done = stream.completion
+    if sys.stderr.isatty() or done.finish_reason not in ("stop", "tool_calls"):
+        note(summary(done))
+
+
+def _vote(llm: LLM, ask: Ask, samples: int, as_json: bool) -> None:
+    """Answer several times at once; print the first of those who say what most say, and the tally."""
+    from ..thinking.select import ballot, majority
+
+    params = replace(ask.params, logprobs=0)  # they decide between groups of equal size
+    streams = llm.fork_streams(
+        ask.messages, Variant.branches(samples, params, ask.wish), ask.tools, ask.tool_choice
+    )
+    done: list[Completion] = []
+    for stream in streams:
+        done.append(stream.result())
+        if sys.stderr.isatty() and not as_json:
+            note(f"{len(done)} of {samples}: {brief(ballot(done[-1]))} {summary(done[-1])}")
+    vote = majority(done)
+    if as_json:
+        report = {**_report(vote.winner), "timing": _timing(llm, vote.winner)}
+        report["vote"] = {
+            "answer": vote.answer,
+            "count": vote.count,
+            "total": vote.total,
+            "groups": {answer: len(voters) for answer, voters in vote.groups.items()},
+        }
+        report["samples"] = [{"answer": ballot(one), **_report(one)} for one in done]
+        _print_json(llm, report)
+        return
+    with Printer() as printer:
+        printer.show_all(vote.winner)
+    note(tally(vote.groups, samples))
+    if vote.winner.finish_reason not in ("stop", "tool_calls"):
+        note(summary(vote.winner))
 
 
 def _read(prompt: str) -> str:
@@ -70,18 +137,27 @@ def _ascii_only() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
 
 
-def _report(name: str, load_seconds: float, done: Completion) -> dict[str, Any]:
-    """The object that `--json` prints; other tools read it, so its keys stay."""
+def _print_json(llm: LLM, report: dict[str, Any]) -> None:
+    click.echo(json.dumps({"model": llm.name, **report}, ensure_ascii=_ascii_only()))
+
+
+def _report(done: Completion) -> dict[str, Any]:
+    """What `--json` prints of a completion; other tools read it, so its keys stay."""
     return {
-        "model": name,
         "reasoning": done.reasoning,
         "content": done.content,
         "tool_calls": [as_dict(call) for call in done.tool_calls],
         "finish_reason": done.finish_reason,
         "usage": as_dict(done.usage),
         "thinking": _rounded(as_dict(done.thinking)),
-        "timing": _rounded({"load_s": load_seconds, **as_dict(done.timing)}),
+        "timing": _rounded(as_dict(done.timing)),
+        "cache_miss": done.cache_miss,
+        "malformed": list(done.malformed),
     }
+
+
+def _timing(llm: LLM, done: Completion) -> dict[str, Any]:
+    return _rounded({"load_s": llm.load_seconds, **as_dict(done.timing)})
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

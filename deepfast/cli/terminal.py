@@ -1,18 +1,22 @@
 """Where the pieces of an answer go: content to stdout, thoughts (dimmed on a terminal) and chatter to stderr.
 
-In: Deltas and Completions. Out: text on the two streams. On a terminal, control characters that a model wrote
+In: Deltas and Completions. Out: text on the two streams, tool calls as lines of stdout. On a terminal, control characters that a model wrote
 are dropped, so that no answer can move the cursor or retitle the window. Does not know: models, options.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sized
+from dataclasses import replace
 
 import click
 
-from ..types import Completion, Delta
+from ..types import Completion, Delta, ToolCall
 
+LONGEST_BRIEF = 60  # characters
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_ONE_LINE = {ord("\n"): " ", ord("\r"): " "}  # in JSON they are white space
 _ENDS = {
     "natural": "ended by itself",
     "budget": "closed at the budget",
@@ -22,43 +26,89 @@ _ENDS = {
 
 
 class Printer:
-    """Prints one answer as it comes; leaving its `with` block ends the last line, whatever happened."""
+    """Prints one answer as it comes; leaving its `with` block ends the last line, whatever happened.
+
+    A tool call is an answer too: one line `name {arguments}` on stdout, when it is complete.
+    """
 
     def __init__(self) -> None:
         """Both streams are at the start of a line."""
         self.kind = ""
         self.last = "\n"
+        self.call: ToolCall | None = None  # it may still grow, or be taken back
+        self.index = 0
 
     def show(self, delta: Delta) -> None:
         """Print a piece, with an empty line where the thought ends and the answer begins."""
+        if self.call is not None and (delta.kind != "tool_call" or delta.index != self.index):
+            self._end_call()
+        if delta.kind == "tool_call":
+            self._take_call(delta)
+            return
         if delta.kind != self.kind:
             self._end_thought()
             self.kind = delta.kind
         if delta.kind == "content":
-            sys.stdout.write(_safe(delta.text, sys.stdout.isatty()))
-            sys.stdout.flush()
+            _write(delta.text)
         else:
             note(delta.text, end="")
         self.last = delta.text[-1:] or self.last
+
+    def show_all(self, done: Completion) -> None:
+        """Print a whole answer."""
+        if done.reasoning:
+            self.show(Delta("reasoning", done.reasoning))
+        if done.content:
+            self.show(Delta("content", done.content))
+        for index, call in enumerate(done.tool_calls):
+            self.show(Delta("tool_call", "", index, call.id, call.name))
+            self.show(Delta("tool_call", call.arguments, index))
 
     def __enter__(self) -> Printer:
         """Nothing to prepare."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """End the last line, unless nobody is there to read it."""
+        """End the last line, unless nobody is there to read it; half a call is not printed."""
         if kind is not None and issubclass(kind, OSError):
             return
+        if kind is None and self.call is not None:
+            self._end_call()
         if self.kind == "content":
-            if self.last != "\n":
-                sys.stdout.write("\n")
-            sys.stdout.flush()
+            self._end_line()
         else:
             self._end_thought()
 
+    def _take_call(self, delta: Delta) -> None:
+        if delta.malformed:
+            self.call = None
+            note(f"[this tool call cannot be read: {delta.malformed}]")
+        elif self.call is None:
+            self.call, self.index = ToolCall(delta.name, delta.text, delta.id), delta.index
+        else:
+            self.call = replace(self.call, arguments=self.call.arguments + delta.text)
+
+    def _end_call(self) -> None:
+        assert self.call is not None
+        self._end_thought()
+        self._end_line()
+        _write(f"{self.call.name} {self.call.arguments.strip().translate(_ONE_LINE)}\n")
+        self.call, self.kind, self.last = None, "content", "\n"
+
+    def _end_line(self) -> None:
+        if self.kind == "content" and self.last != "\n":
+            _write("\n")
+            self.last = "\n"
+
     def _end_thought(self) -> None:
-        if self.kind in ("reasoning", "tool_call"):
+        if self.kind == "reasoning":
             note("" if self.last == "\n" else "\n", end="\n")
+            self.kind, self.last = "", "\n"
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(_safe(text, sys.stdout.isatty()))
+    sys.stdout.flush()
 
 
 def note(text: str, end: str = "\n") -> None:
@@ -85,10 +135,33 @@ def summary(done: Completion) -> str:
         if thought.stop == "budget" and (thought.budget is None or usage.reasoning_tokens < thought.budget):
             ends = "closed to leave room for the answer"
         parts.append(f"thought {usage.reasoning_tokens} tokens, {thought.seconds:.2f} s, {ends}")
+        if thought.waits:
+            parts.append(f"extended {thought.waits} times" if thought.waits > 1 else "extended once")
     else:
         parts.append("no thought")
+    if usage.cached_tokens or done.cache_miss not in ("none", "cold", "off"):
+        why = f" ({done.cache_miss})" if done.cache_miss in ("diverged", "evicted") else ""
+        parts.append(f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached{why}")
     if done.finish_reason == "length":
         parts.append("cut: no tokens left (see --max-tokens, --context)")
     elif done.finish_reason != "stop":
         parts.append(done.finish_reason)
     return "[" + " · ".join(parts) + "]"
+
+
+def tally(groups: Mapping[str, Sized], samples: int) -> str:
+    """One line: how many of the samples say what, the winner first."""
+    parts = []
+    for answer, voters in groups.items():
+        of = f" of {samples}" if not parts else ""
+        parts.append(f"{len(voters)}{of} {'says' if len(voters) == 1 else 'say'} {brief(answer)}")
+    silent = samples - sum(map(len, groups.values()))
+    if silent:
+        parts.append(f"{silent} of {samples} gave no answer" if not parts else f"{silent} gave no answer")
+    return " · ".join(parts)
+
+
+def brief(answer: str | None) -> str:
+    """An answer as a part of a line."""
+    text = " ".join((answer or "no answer").split())
+    return text if len(text) <= LONGEST_BRIEF else text[: LONGEST_BRIEF - 1] + "…"

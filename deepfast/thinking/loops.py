@@ -1,7 +1,7 @@
 """The loop guard: does this thought go round in circles?
 
-In: the tokens of one thought, one by one. Out: nothing, until one answer: "period 12" (the end of the thought
-is an exact repetition) or "recurrence" (most of it has been written several times before, with small changes).
+In: the tokens of one thought, one by one. Out: nothing, until one answer: "period 12" (its end is an exact
+repetition) or "recurrence" (most of it has been written several times before, with small changes).
 A function of the tokens alone: time, batches and speculation do not matter.
 
 What no guard can tell apart it leaves alone: rows with a new number in each and fewer than some 24 tokens
@@ -19,7 +19,7 @@ from collections import deque
 MAX_PERIOD = 128  # longer periods are left to the recurrence
 CHECK_EVERY = 16  # tokens between two looks for a period
 COPIES = 4  # a factor 333 makes three equal partial products in a row: 366 tokens that are right
-MIN_SPAN = 128  # tokens of a short period: HumanEval holds 83, six assertions alike
+MIN_SPAN = 256  # tokens of a short period: ten weeks of weekdays are 140, six assertions alike 83
 PLAIN_SPAN = 512  # the same with few different tokens: 10 x 10 zeros are 310, 100 ones with a plus 298
 PLAIN = 8  # fewer different tokens than this are "few": zeros, truth tables, drawn grids
 
@@ -33,12 +33,12 @@ class LoopGuard:
     """Watches one thought. Costs about 1 microsecond per token; remembers WINDOW tokens."""
 
     def __init__(self) -> None:
+        self.level = 0  # rises with repetition, sinks with news, never below 0; ALARM fires
         self._fired = False
         self._tokens: list[int] = []  # at least the last PLAIN_SPAN, where there are so many
         self._num_tokens = 0
         self._grams: deque[int] = deque()  # hashes of the last WINDOW grams, oldest first
         self._seen: dict[int, int] = {}  # hash of a gram -> its count in the window
-        self._level = 0  # a sum that rises with repetition, sinks with news and never goes below 0
 
     def observe(self, token: int) -> str | None:
         """After every token of the thought: why it is a loop (once), or None."""
@@ -52,7 +52,7 @@ class LoopGuard:
         if len(tokens) < GRAM:
             return None
         again = self._recur(tuple(tokens[-GRAM:]))
-        reason = "recurrence" if self._level >= ALARM else None
+        reason = "recurrence" if self.level >= ALARM else None
         if again and self._num_tokens % CHECK_EVERY == 0 and (period := self._period()):
             reason = f"period {period}"
         self._fired = reason is not None
@@ -68,9 +68,9 @@ class LoopGuard:
             self._forget(self._grams.popleft())
         again = count >= COPIES - 1
         if again and len(set(gram)) >= PLAIN:
-            self._level += REPEAT
-        elif self._level:
-            self._level -= NOVEL
+            self.level += REPEAT
+        elif self.level:
+            self.level -= NOVEL
         return again
 
     def _forget(self, key: int) -> None:

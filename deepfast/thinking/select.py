@@ -1,8 +1,8 @@
 """Choosing among several answers to one question: a vote on what they end in, or the best by a score.
 
-In: Completions. Out: one of them, and how the others voted. Conventions of where an answer stands: \\boxed{} and
-`"answer": "C"` (the prompts that the model cards of Qwen3 ask benchmarks to use), "the answer is X", and the
-last number (self-consistency, arXiv 2203.11171). Does not know: questions, right answers, how samples are drawn.
+In: Completions. Out: one of them, and how the others voted (self-consistency, arXiv 2203.11171). An answer
+stands where benchmarks ask for it: \\boxed{} and `"answer": "C"` (the prompts in the model cards of Qwen3),
+"the answer is X", the last number. Does not know: questions, right answers, how completions are drawn.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ _CHOICE = re.compile(r"(?:option |choice )?\(?([a-j])(?:[).:](?:\s.*)?)?", re.DO
 
 _BRACES = re.compile(r"(\\+(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 _FIELD = re.compile(r'"answer"\s*:\s*', re.IGNORECASE)
-_FENCE = re.compile(r"```\w*\n(.*)\n\s*```", re.DOTALL)
 _CUE = re.compile(
     r"(?:\banswer\**\s*(?:\b(?:is|was)\b|[:=])|答案\**\s*(?:[是为為]|[:=]))"
     r"(?:\s*(?:therefore|thus|then|simply|exactly|approximately|about)\b)?"
-    r"(?:[\s:*$`]|\\[\[(])*(?=(\S[^\n]*))",
+    r"(?:[\s:*$`]|\\[\[(])*(?=(\S[^\n]{0,300}))",
     re.IGNORECASE,
 )
 _SENTENCE_ENDS = re.compile(
-    r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)[.!?;](?:\s|$)|。|\s(?:because|since)\b|\s\((?=\S+\s)"
+    r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)[.!?](?:\s|$)|。|\s(?:because|since)\b|\s\("
 )
 _SAME = str.maketrans({"−": "-", "，": ",", "、": ",", "：": ":", "！": "!", "？": "?", "；": ";", "$": None})
 _LATEX = [  # what is written -> what it says
@@ -65,13 +64,13 @@ class Vote(NamedTuple):
 
     answer: str | None
     winner: Completion
-    count: int
+    count: int  # type: ignore[assignment]
     total: int
     groups: dict[str, tuple[Completion, ...]]
 
 
 def final_answer(text: str) -> str | None:
-    """The answer that a text ends in, normalised so that equal answers are equal strings; None: there is none.
+    """The answer that a text ends in, in one spelling for equal answers; None: there is none.
 
     In this order: the last \\boxed{}; a JSON field "answer", or the text as JSON; the last "answer is X" or
     "答案：X"; the last number, or the list of numbers that the text ends in; the last line.
@@ -110,6 +109,7 @@ def majority(completions: Sequence[Completion]) -> Vote:
     sureness = [_sureness(groups[answer]) for answer in tied]
     known = [value for value in sureness if value is not None]
     best = tied[known.index(max(known))] if len(known) == len(tied) else tied[0]
+    groups = {best: groups[best], **groups}
     return Vote(best, groups[best][0], count, sum(map(len, groups.values())), groups)
 
 
@@ -171,9 +171,10 @@ def _boxed(text: str) -> str | None:
 
 
 def _json(text: str) -> str | None:
-    fence = _FENCE.fullmatch(text)
+    if text.startswith("```") and text.endswith("```"):
+        text = text.removesuffix("```").partition("\n")[2]
     try:
-        whole = json.loads(fence[1] if fence else text, parse_float=_integral, parse_constant=_no_constant)
+        whole = json.loads(text, parse_float=_integral, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return next(filter(None, map(_from_json, _fields(text))), None)
     if isinstance(whole, dict) and whole.get("answer") is not None:
@@ -201,7 +202,7 @@ def _from_json(value: Any) -> str | None:
 
 def _integral(text: str) -> float | int:
     value = float(text)
-    return int(value) if value.is_integer() else value
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _no_constant(name: str) -> None:
@@ -233,7 +234,8 @@ def _last_line(text: str) -> str | None:
 
 
 def _normal(text: str) -> str:
-    """Without markup, units, quotes and trailing dots; numbers in their shortest form; case-folded."""
+    """Without markup, units, quotes and trailing dots: a number in its shortest form, a choice as a capital
+    letter, the rest case-folded."""
     text = _without_markup(text).strip(_AROUND).rstrip(_BEHIND)
     if _MANY.fullmatch(text):
         return _numbers(text)
@@ -243,7 +245,7 @@ def _normal(text: str) -> str:
         return _decimal(number[1])
     folded = " ".join(text.casefold().split())
     if choice := _CHOICE.fullmatch(folded):
-        return choice[1]
+        return choice[1].upper()
     return re.sub(r"\s*,\s*", ", ", folded)
 
 
@@ -263,8 +265,8 @@ def _decimal(text: str) -> str:
     parts = []
     for number in text.replace(",", "").split("/"):
         whole, _, part = format(Decimal(number), "f").partition(".")
-        part = part.rstrip("0")
-        parts.append(f"{whole}.{part}" if part else whole.replace("-0", "0") if whole == "-0" else whole)
+        shortest = f"{whole}.{part.rstrip('0')}".rstrip(".")
+        parts.append("0" if shortest == "-0" else shortest)
     return "/".join(parts)
 
 

@@ -1,0 +1,336 @@
+"""Every promise at once: requests of any kind, in any company, on any engine, steered and cancelled at will.
+
+mode x budget x minimum x soft landing x schema x tools x stops x biases x speculation x prefix cache x company
+x small caches. In: a tiny random model. Out: the contract of tests/contract.py for each request, and the same
+tokens as alone on an engine without speculation, prefix cache and batches.
+Does not know: what the tokens mean, how fast anything is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from checkpoints import chat_checkpoint
+from contract import ADD, SAY, SHAPES, Ask, at_rest, check, outcome
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deepfast import (
+    LLM,
+    AsyncLLM,
+    Completion,
+    Delta,
+    EngineConfig,
+    Message,
+    SamplingParams,
+    Thinking,
+    Variant,
+)
+from deepfast.types import UsageError
+
+PLAIN = EngineConfig(max_context=512, max_kv_tokens=512, threads=1, speculation=False, prefix_cache=False)
+ENGINES = {
+    "all": replace(PLAIN, speculation=True, prefix_cache=True, max_kv_tokens=4096),
+    "cramped": replace(PLAIN, speculation=True, prefix_cache=True, max_batch_tokens=13, max_running=3),
+    "speculating": replace(PLAIN, speculation=True, max_kv_tokens=1024),
+    "caching": replace(PLAIN, prefix_cache=True, max_kv_tokens=1024, max_batch_tokens=48),
+}
+BIASES = (
+    "none",
+    "ends its thought",
+    "never ends it",
+    "calls",
+    "ends its turn",
+    "loops",
+    "thinks",
+    "misplaces",
+)
+HINTS = ("the sum is 7", "</think> <tool_call>", "是的")
+TOOL_TURNS = (
+    Message("user", "Add 1."),
+    Message("assistant", None, "I must add."),
+    Message("tool", '{"sum": 2}'),
+)
+TALK = (
+    Message("system", "Be brief."),
+    Message("user", "Hi /think"),
+    Message("assistant", "Hello.", "A greeting."),
+    Message("user", "again again again again"),
+)
+PROMPTS = (
+    "Hi",
+    "47 * 86 = 47 * 86 = 47 * 86 =",
+    "你好，你是谁？",
+    "Hi /no_think",
+    TALK,
+    TOOL_TURNS,
+    "word " * 60,
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
+    path = chat_checkpoint(tmp_path_factory.mktemp("model"))
+    loaded = {name: LLM(path, config=config) for name, config in {"plain": PLAIN, **ENGINES}.items()}
+    yield loaded
+    for llm in loaded.values():
+        llm.close()
+
+
+def bias(llm: LLM, name: str) -> dict[int, float]:
+    """A logit_bias that makes the model misbehave so."""
+    ids = llm.requests.ids
+    assert ids.think_open and ids.think_close and ids.tool_open
+    (end,) = llm.tokenizer.encode("<|im_end|>", control=True)
+    return {
+        "none": {},
+        "ends its thought": {ids.think_close: 7.0},
+        "never ends it": {ids.think_close: -100.0},
+        "calls": {ids.tool_open: 6.0},
+        "ends its turn": {end: 6.0},
+        "loops": {llm.tokenizer.encode("a")[0]: 9.0},
+        "thinks": {ids.think_open: 20.0},
+        "misplaces": {token: 20.0 for token in (*ids.others, ids.tool_close) if token is not None},
+    }[name]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request as hypothesis draws it. act: what its reader does after so many deltas."""
+
+    prompt: int
+    sampling: dict[str, Any]
+    thinking: dict[str, Any]
+    shape: str | None
+    tools: bool
+    choice: str
+    bias: str
+    act: tuple[str, int] | None = None
+
+    def ask(self, llm: LLM) -> Ask:
+        """The request."""
+        grammar = SHAPES[self.shape][0] if self.shape else None
+        if grammar: self.sampling["ignore_eos"] = False  # XXX G1
+        params = SamplingParams(**self.sampling, grammar=grammar, logit_bias=bias(llm, self.bias))
+        messages = PROMPTS[self.prompt]
+        tools = (ADD, SAY) if self.tools else None
+        return Ask(messages, params, Thinking(**self.thinking), tools, self.choice if tools else "auto")
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of Thinking that do not contradict each other."""
+    mode = draw(st.sampled_from(["on", "on", "auto", "off"]))
+    wish: dict[str, Any] = {"mode": mode, "answer_reserve": draw(st.sampled_from([None, None, 1, 12]))}
+    if mode != "off":
+        wish["budget"] = draw(st.sampled_from([None, 0, 1, 7, 30, 60]))
+        wish["soft_landing"] = draw(st.sampled_from([0, 0, 8]))
+        wish["on_loop"] = draw(st.sampled_from(["close", "close", "ignore"]))
+        least = draw(st.sampled_from([0, 0, 6, 20]))
+        wish["min_tokens"] = least if wish["budget"] is None else min(least, wish["budget"])
+    return wish
+
+
+SAMPLING = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([1.0, 1.0, 0.0, None]),
+        "top_k": st.sampled_from([0, 3]),
+        "seed": st.integers(0, 9),
+        "max_tokens": st.sampled_from([12, 40, 90, 90, 150]),
+        "frequency_penalty": st.sampled_from([0.0, 0.0, 0.5]),
+        "repetition_penalty": st.sampled_from([1.0, 1.0, 1.2]),
+        "stop": st.sampled_from([(), (), (), ("e", "ab"), ("\n\n", "}")]),
+        "stop_token_ids": st.sampled_from([(), (), (), tuple(range(0, 600, 13))]),
+        "ignore_eos": st.sampled_from([False, False, False, True]),
+        "logprobs": st.sampled_from([None, None, 0, 2]),
+    }
+)
+ACTS = st.tuples(st.sampled_from(["cancel", "end", "extend", "budget", "hint"]), st.integers(0, 30))
+PLANS = st.builds(
+    Plan,
+    prompt=st.integers(0, len(PROMPTS) - 1),
+    sampling=SAMPLING,
+    thinking=wishes(),
+    shape=st.sampled_from([None, None, None, *SHAPES]),
+    tools=st.booleans(),
+    choice=st.sampled_from(["auto", "auto", "none", "required", "add"]),
+    bias=st.sampled_from(BIASES),
+    act=st.one_of(st.none(), st.none(), ACTS),
+)
+GROUPS = st.lists(PLANS, min_size=1, max_size=5)
+
+
+@dataclass
+class Read:
+    """What a reader saw. did: its act was obeyed."""
+
+    ask: Ask
+    act: tuple[str, int] | None
+    deltas: list[Delta] = field(default_factory=list)
+    done: Completion | None = None
+    did: bool = False
+
+
+def steering(read: Read, stream: Any) -> Any:
+    """The call that the reader's act stands for; a coroutine where the stream is asynchronous."""
+    assert read.act is not None
+    name, count = read.act
+    if name == "end":
+        return stream.end_thought()
+    if name == "extend":
+        return stream.extend_thought(count + 1)
+    if name == "budget":
+        return stream.set_budget(count if count % 3 else None)
+    return stream.hint(HINTS[count % len(HINTS)])
+
+
+def read_in_turn(llm: LLM, reads: list[Read], fork: bool) -> None:
+    """Readers in one thread: all requests run while one after the other is read."""
+    for read, stream in zip(reads, start(llm, reads, fork), strict=True):
+        if read.act is not None:
+            for _, delta in zip(range(read.act[1]), stream, strict=False):
+                read.deltas.append(delta)
+            try:
+                if read.act[0] == "cancel":
+                    stream.cancel()
+                else:
+                    steering(read, stream)
+                read.did = True
+            except UsageError:
+                pass
+        read.deltas += stream
+        read.done = stream.completion
+
+
+def read_on_a_loop(llm: LLM, reads: list[Read], fork: bool) -> None:
+    """Readers on one event loop, all at a time."""
+
+    async def one(read: Read, stream: Any) -> None:
+        count = 0
+        async for item in stream:
+            if isinstance(item, Completion):
+                read.done = item
+            else:
+                read.deltas.append(item)
+            count += 1
+            if read.act is not None and count == read.act[1] + 1:
+                try:
+                    if read.act[0] == "cancel":
+                        stream.cancel()
+                    else:
+                        await steering(read, stream)
+                    read.did = True
+                except UsageError:
+                    pass
+
+    async def run() -> None:
+        streams = start(AsyncLLM(llm), reads, fork)
+        await asyncio.gather(*(one(read, stream) for read, stream in zip(reads, streams, strict=True)))
+
+    asyncio.run(run())
+
+
+def start(llm: Any, reads: list[Read], fork: bool) -> list[Any]:
+    """All requests at once; as branches of the first one's prompt when `fork`."""
+    asks = [read.ask for read in reads]
+    if fork:
+        variants = [Variant(ask.params, ask.thinking) for ask in asks]
+        streams: list[Any] = llm.fork_streams(asks[0].messages, variants, asks[0].tools, asks[0].choice)
+        return streams
+    return [llm.stream(a.messages, a.params, a.thinking, a.tools, a.choice) for a in asks]
+
+
+def alone(llm: LLM, ask: Ask) -> tuple[Completion | None, list[Delta], str]:
+    """The request on the plain engine, or why it was refused."""
+    try:
+        stream = llm.stream(ask.messages, ask.params, ask.thinking, ask.tools, ask.choice)
+    except UsageError as error:
+        return None, [], str(error)
+    deltas = list(stream)
+    return stream.completion, deltas, ""
+
+
+def keep_promises(models: dict[str, LLM], plans: list[Plan], engine: str, fork: bool, loop: bool) -> None:
+    """Run the plans together; check each one, and compare it with the same request alone."""
+    plain, llm = models["plain"], models[engine]
+    if fork:
+        first = plans[0]
+        plans = [replace(p, prompt=first.prompt, tools=first.tools, choice=first.choice) for p in plans]
+    reads, wanted = [], []
+    for plan in plans:
+        ask = plan.ask(plain)
+        done, deltas, refused = alone(plain, ask)
+        if done is None:
+            assert alone(llm, ask)[2] == refused and "\n" not in refused
+            continue
+        check(plain, ask, deltas, done)
+        reads.append(Read(ask, plan.act))
+        wanted.append(done)
+    if reads:
+        (read_on_a_loop if loop else read_in_turn)(llm, reads, fork)
+    for read, want in zip(reads, wanted, strict=True):
+        compare(llm, read, want)
+    assert at_rest(llm) and at_rest(plain)
+
+
+def compare(llm: LLM, read: Read, want: Completion) -> None:
+    """The contract, and the tokens of the same request alone as far as nobody interfered."""
+    done, act = read.done, read.act[0] if read.act and read.did else ""
+    assert done is not None
+    steered = act not in ("", "cancel")
+    check(llm, read.ask, read.deltas, done, steered=steered, left=act == "cancel")
+    if act == "cancel" and done.finish_reason == "abort":
+        assert done.token_ids == want.token_ids[: len(done.token_ids)]
+    elif not steered:
+        assert outcome(done) == outcome(want)
+    elif act == "end":
+        assert done.thinking.stop == "user"
+    elif act == "hint":
+        assert read.act and HINTS[read.act[1] % len(HINTS)] in done.reasoning
+    elif act == "budget":
+        assert read.act and done.thinking.budget == (read.act[1] if read.act[1] % 3 else None)
+
+
+def promise(examples: int) -> Any:
+    """The property, over so many groups of requests."""
+    drawn = given(GROUPS, st.sampled_from([*ENGINES]), st.booleans(), st.booleans())
+    limits = settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    return lambda function: limits(drawn(function))
+
+
+@promise(150)
+def test_every_request_gets_what_was_promised_and_what_it_would_get_alone(
+    models: dict[str, LLM], plans: list[Plan], engine: str, fork: bool, loop: bool
+):
+    keep_promises(models, plans, engine, fork, loop)
+
+
+@pytest.mark.slow
+@promise(4000)
+def test_the_same_over_thousands(
+    models: dict[str, LLM], plans: list[Plan], engine: str, fork: bool, loop: bool
+):
+    keep_promises(models, plans, engine, fork, loop)
+
+
+def test_the_examples_reach_what_they_are_meant_to(models: dict[str, LLM]):
+    """Preemption, drafts that were right, cached prompts: or the property above says nothing about them."""
+    cramped, fast = models["cramped"], models["all"]
+    long = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True, seed=1)
+    asks = [Ask("word " * 60, replace(long, seed=seed), Thinking("off")) for seed in range(3)]
+    reads = [Read(ask, None) for ask in asks]
+    read_in_turn(cramped, reads, fork=False)
+    assert cramped.engine.scheduler.num_preempted > 0
+    assert len({read.done.token_ids for read in reads if read.done}) == 1
+    repeated = fast.chat("Hi", replace(long, logit_bias=bias(fast, "loops")), Thinking("off"))
+    assert fast.chat("Hi", long, Thinking("off")).usage.cached_tokens == 0 and at_rest(fast)
+    assert len(repeated.token_ids) == 200
