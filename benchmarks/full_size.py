@@ -82,6 +82,28 @@ def write_model(path: Path, size: str, tokenizer: Path) -> None:
                 file.write(turned[: min(len(pool), count - start)].astype(np.uint16).tobytes())
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model-dir, or --work with --tokenizer and --size."""
+    parser.add_argument("--model-dir", type=Path, help="a checkpoint in Hugging Face format (bfloat16)")
+    parser.add_argument("--size", choices=SIZES, default="0.6b")
+    parser.add_argument("--tokenizer", type=Path, help="directory with the genuine tokenizer.json")
+    parser.add_argument("--work", type=Path, help="where the checkpoint with random weights is kept")
+
+
+def model_directory(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
+    """The checkpoint that the options name, written if need be."""
+    if args.model_dir:
+        return Path(args.model_dir)
+    if not args.work:
+        parser.error("give --model-dir, or --work (and --tokenizer the first time)")
+    path = Path(args.work) / f"random-qwen3-{args.size}"
+    if not (path / "model.safetensors").exists():
+        if not args.tokenizer:
+            parser.error(f"{path} is to be written. Give --tokenizer, a directory with tokenizer.json.")
+        write_model(path, args.size, args.tokenizer)
+    return path
+
+
 def measure(path: Path, quantize: str | None, tokens: int) -> None:
     """Runs in a process of its own, so that the peak of its memory is the model's."""
     began = time.perf_counter()

@@ -1,8 +1,8 @@
 """A Qwen3 checkpoint as GGUF for llama.cpp, quantised by llama.cpp itself: `gguf_of(directory, "q4_0")`.
 
 In: a directory in Hugging Face format (bfloat16, dense Qwen3), as full_size.py writes it. Out: GGUF files
-beside the checkpoint, written once. Needs the packages gguf and llama-cpp-python (extra `bench`). "q4_0" means
-every matrix, the embedding too, so that both engines read the same number of bytes for a token.
+beside the checkpoint, written once. Needs the packages gguf and llama-cpp-python (extra `bench`). "q4_0"
+means every matrix, the embedding too, so that both engines read the same number of bytes for a token.
 Does not know: mixtures of experts, rotary scaling, timing.
 """
 

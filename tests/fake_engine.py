@@ -7,8 +7,9 @@ know: arrays.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from deepfast.engine.kv_cache import BlockPool
 from deepfast.engine.output import Output
@@ -52,7 +53,7 @@ class LetterTokenizer:
 
 
 class HashRunner:
-    """Keeps, at each offset of each block, a hash of the token there and of all before it, as keys and values do.
+    """Keeps, for each position in a block, a hash of the token there and of all before it: "keys and values".
 
     Every token is drawn from all of its context, so a block that was mixed up changes what follows.
     habit: how often the next token follows from the last two alone, which makes it repeat itself.
@@ -144,6 +145,38 @@ def make_sequence(
         speculator=Speculator(tokens) if speculation else None,
         leader=leader,
     )
+
+
+def lasting(prompt: list[int], max_new: int, **wishes: Any) -> EngineSequence:
+    """A sequence that ends by its length only."""
+    seq = make_sequence(prompt, max_new, **wishes)
+    seq.machine.stops = frozenset()
+    return seq
+
+
+class Guesser:
+    """A speculator that knows what will come, and is wrong now and then."""
+
+    def __init__(self, tokens: list[int], future: list[int], rng: random.Random) -> None:
+        self.tokens, self.future, self.rng, self.errors = tokens, future, rng, rng.choice([0.05, 0.5])
+
+    def propose(self, limit: int, rows: int = 1, drawn: float = 1.0) -> tuple[int, ...]:
+        """The truth, with errors."""
+        place, length = len(self.tokens), self.rng.randint(0, limit)
+        truth = self.future[place : place + length]
+        return tuple(self.rng.randrange(26) if self.rng.random() < self.errors else t for t in truth)
+
+
+class Parrot:
+    """A speculator that always guesses, and notes how full the step was."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, float]] = []
+
+    def propose(self, limit: int, rows: int = 1, drawn: float = 1.0) -> tuple[int, ...]:
+        """Sevens."""
+        self.asked.append((rows, drawn))
+        return (7,) * limit
 
 
 def count_blocks(pool: BlockPool, sequences: Iterable[EngineSequence]) -> None:

@@ -10,6 +10,7 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 from sane_thoughts import PROSE, pieces
@@ -64,6 +65,18 @@ STUCK = {
         "skipped.append(index)\n",
     ),
 }
+PHRASES = (
+    "no ",
+    "Wait, ",
+    "哈",
+    "1 + ",
+    "ha ha! ",
+    "and so on and ",
+    "So x = 2. ",
+    "好的，再来一次。",
+    "0, ",
+)
+PHRASES += ("I am not sure. ", "Is it 4? No. ", "- item\n", "the the ", "( ) ", "| 0 | 1 |\n", "So, yes? ")
 INSERTIONS = (" really", " actually", " now", " again", " of course", " clearly", " then", " indeed")
 
 
@@ -129,20 +142,24 @@ KINDS: dict[str, Callable[[str, str, random.Random, int], str]] = {
 }
 
 
+@cache
+def _sane_texts(seed: int) -> tuple[str, ...]:
+    return (*PROSE, *(text for _, text in pieces(random.Random(seed))))
+
+
 def prose(rng: random.Random, characters: int) -> str:
     """A sane beginning of so many characters, in which no piece comes twice."""
-    texts = [*PROSE, *(text for _, text in pieces(rng))]
+    texts = list(_sane_texts(rng.randrange(8)))
     rng.shuffle(texts)
     return "".join(texts)[:characters]
 
 
-def loops(copies: int = 90, length: int = 24_000) -> Iterator[Loop]:
+def loops(copies: int = 90, length: int = 8000) -> Iterator[Loop]:
     """Every kind in every language, after a short, a long and no beginning; and short phrases repeated."""
     rng = random.Random(1)
     paragraphs = [(language, text) for language, texts in STUCK.items() for text in texts]
-    for (language, own), (kind, copy), size in itertools.product(
-        paragraphs, KINDS.items(), (0, 1500, 12_000)
-    ):
+    cases = itertools.product(paragraphs, KINDS.items(), (0, 1500, 4000))
+    for (language, own), (kind, copy), size in cases:
         other = STUCK[language][-1] if own != STUCK[language][-1] else PROSE[3 if language == "zh" else 2]
         text = ""
         for number in range(copies):
@@ -150,24 +167,5 @@ def loops(copies: int = 90, length: int = 24_000) -> Iterator[Loop]:
             if len(text) > length:
                 break
         yield Loop(kind, language, prose(rng, size) if size else "", text)
-    phrases = (
-        "no ",
-        "Wait, ",
-        "哈",
-        "1 + ",
-        "ha ha! ",
-        "and so on and ",
-        "So x = 2. ",
-        "好的，再来一次。",
-        "0, ",
-    )
-    phrases += (
-        "I am not sure. ",
-        "Let me check. Is it 4? No. ",
-        "- item\n",
-        "the the ",
-        "( ) ",
-        "| 0 | 1 |\n",
-    )
-    for phrase, size in itertools.product(phrases, (0, 1500)):
-        yield Loop("phrase", "any", prose(rng, size) if size else "", phrase * (6000 // len(phrase) + 600))
+    for phrase, size in itertools.product(PHRASES, (0, 1500)):
+        yield Loop("phrase", "any", prose(rng, size) if size else "", phrase * 1200)

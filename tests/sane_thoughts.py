@@ -122,9 +122,9 @@ def _multiply(a: int, b: int) -> str:
 
 def _arithmetic(rng: random.Random) -> Named:
     """Digit by digit."""
-    a = rng.randrange(10**11, 10**12)
-    yield "long multiplication", _multiply(a, rng.randrange(10**11, 10**12))
-    yield "a factor 333", _multiply(a, rng.randrange(100, 999) * 1000 + 333)
+    low, high = 10**11, 10**12
+    yield "long multiplication", _multiply(rng.randrange(low, high), rng.randrange(low, high))
+    yield "a factor 333", _multiply(rng.randrange(low, high), rng.randrange(100, 999) * 10_000 + 8333)
     rows, rest = [], 1
     for position in range(60):
         rest *= 10
@@ -327,8 +327,9 @@ def endless() -> Named:
     grid = "5 3 . | . 7 . | . . .\n" * 9
     yield "a grid 20 times", _lines(f"{grid}Put {n % 9 + 1} there." for n in range(20))
     long_row = (
-        "The reading at hour {0} was within the limits that the manual gives, so nothing was done about it."
+        "The reading at hour {0} was within the limits that the manual of the instrument gives, so that "
     )
+    long_row += "nothing at all had to be done about it before the next one."
     yield "300 long rows", _lines(map(long_row.format, range(300)))
     yield "zeros 20x20", _lines(["[" + ", ".join(["0"] * 20) + "],"] * 20)
     yield "20 weeks", ", ".join(DAYS * 20) + ".\n"

@@ -142,6 +142,8 @@ def test_a_least_thought_that_can_not_fit_is_refused():
     """The most that is said to fit does."""
     with pytest.raises(ContextError, match="min_tokens=400 does not fit: of 500 new tokens at most 350"):
         make(None, 500, min_tokens=400)
+    with pytest.raises(ContextError, match="at most 350"):
+        make(None, 500, min_tokens=351)
     make(None, 500, min_tokens=350)
 
 

@@ -40,7 +40,9 @@ SAY = {"type": "function", "function": {"name": "say", "parameters": EMPTY}}
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    with LLM(chat_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096), config=CONFIG) as llm:
+    with LLM(
+        chat_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096), config=CONFIG
+    ) as llm:
         yield llm
 
 
@@ -85,7 +87,9 @@ def test_the_soft_landing_ends_the_thought_before_the_guillotine(llm: LLM):
 
 def test_a_running_thought_can_be_ended_extended_limited_and_hinted(llm: LLM):
     never = {llm.requests.ids.think_close: -100.0}
-    with llm.stream("Hi", draw(max_tokens=1500, logit_bias=never), Thinking(mode="on", on_loop="ignore")) as s:
+    with llm.stream(
+        "Hi", draw(max_tokens=1500, logit_bias=never), Thinking(mode="on", on_loop="ignore")
+    ) as s:
         next(s)
         s.hint("the sum is 7")
         s.extend_thought(10)
@@ -99,7 +103,9 @@ def test_a_running_thought_can_be_ended_extended_limited_and_hinted(llm: LLM):
     assert done.thinking.budget == 1000
     assert done.usage.reasoning_tokens < 1000
     assert done.content.strip()
-    with llm.stream("Hi", draw(max_tokens=1500, logit_bias=never), Thinking(mode="on", on_loop="ignore")) as s:
+    with llm.stream(
+        "Hi", draw(max_tokens=1500, logit_bias=never), Thinking(mode="on", on_loop="ignore")
+    ) as s:
         next(s)
         s.set_budget(5)
         assert s.result().thinking.stop == "budget"
@@ -148,7 +154,9 @@ def test_a_required_call_is_made_and_its_arguments_fit_the_schema(llm: LLM, wish
         deltas = list(stream)
         done = stream.completion
         assert done.tool_calls or done.malformed, "a call was begun"
-        assert (done.finish_reason == "tool_calls") == (bool(done.tool_calls) and done.finish_reason != "length")
+        assert (done.finish_reason == "tool_calls") == (
+            bool(done.tool_calls) and done.finish_reason != "length"
+        )
         for number, call in enumerate(done.tool_calls):
             arguments = json.loads(call.arguments)
             if call.name == "add":

@@ -22,6 +22,7 @@ from scripted_llm import ScriptedLLM
 
 import deepfast
 from deepfast.cli.main import cli
+from deepfast.types import Grammar, Thinking
 
 HERE = Path(__file__).resolve().parent
 SCRIPTED = [sys.executable, str(HERE / "scripted_llm.py")]
@@ -56,7 +57,7 @@ def test_run_json_has_exactly_the_documented_keys(run: Run) -> None:
     assert done.stderr == "" and done.stdout.count("\n") == 1
     assert list(report) == [
         *("model", "reasoning", "content", "tool_calls"),
-        *("finish_reason", "usage", "thinking", "timing"),
+        *("finish_reason", "usage", "thinking", "timing", "cache_miss", "malformed"),
     ]
     assert list(report["usage"]) == [
         "prompt_tokens",
@@ -64,24 +65,29 @@ def test_run_json_has_exactly_the_documented_keys(run: Run) -> None:
         "completion_tokens",
         "reasoning_tokens",
     ]
-    assert report["thinking"] == {"mode": "auto", "budget": 8, "stop": "natural", "seconds": 0.01}
+    assert report["thinking"] == {
+        **{"mode": "auto", "budget": 8, "stop": "natural"},
+        **{"seconds": 0.01, "source": "--budget", "waits": 0},
+    }
+    assert (report["cache_miss"], report["malformed"]) == ("diverged", [])
     assert report["timing"] == {"load_s": 0.25, "first_token_s": 0.01, "total_s": 0.5}
     assert (report["reasoning"], report["content"]) == ("let me see", "1 turns: hello")
 
 
 def test_run_hands_every_option_on(run: Run) -> None:
     sampling = ["--temperature", "0.5", "--top-p", "0.9", "--top-k", "7", "--min-p", "0.1", "--seed", "3"]
-    sampling += ["--presence-penalty", "1.5", "--max-tokens", "40"]
+    sampling += ["--presence-penalty", "1.5", "--max-tokens", "40", "--regex", "[0-9]+"]
+    thought = ["--think", "--budget", "9", "--min-tokens", "4", "--soft-landing", "3", "--on-loop", "ignore"]
     engine = ["-m", "some/dir", "--quantize", "q4", "--threads", "3", "--context", "256", "--kv", "f32"]
-    assert (
-        run("run", *sampling, *engine, "--think", "--budget", "9", "--system", "be brief", "hello").exit_code
-        == 0
-    )
+    assert run("run", *sampling, *engine, *thought, "--system", "be brief", "hello").exit_code == 0
     messages, params, wish = ScriptedLLM.last.calls[0]
     assert [(m.role, m.content) for m in messages] == [("system", "be brief"), ("user", "hello")]
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.5, 0.9, 7, 0.1)
     assert (params.seed, params.presence_penalty, params.max_tokens) == (3, 1.5, 40)
-    assert (wish.mode, wish.budget) == ("on", 9)
+    assert params.grammar == Grammar("regex", "[0-9]+") and params.logprobs is None
+    assert wish == Thinking(
+        "on", 9, 4, None, 3, "ignore", "--think, --budget, --min-tokens, --soft-landing, --on-loop"
+    )
     settings = ScriptedLLM.last.engine_config
     assert (settings.threads, settings.max_context, settings.kv) == (3, 256, "f32")
     assert (ScriptedLLM.last.name, ScriptedLLM.last.quantize) == ("some/dir", "q4")
@@ -183,6 +189,8 @@ WORDS = ("one", "two", "three", "four", "five")
         ("/thonk", "/thonk is no command"),
         ("/budget -3", "expected a number of tokens"),
         ("/budget", "expected a number of tokens"),
+        ("/budget " + "9" * 5000, "expected a number of tokens"),
+        ("/min many", "/min many: expected a number of tokens"),
         ("/think about it", "stands alone"),
         ("a long prompt", "the context holds 64"),
     ],
@@ -198,6 +206,34 @@ def test_chat_refuses_what_makes_no_sense_and_a_script_gets_the_exit_code(
 def test_chat_sends_a_line_that_begins_with_a_space_and_joins_lines_that_end_in_a_backslash(run: Run) -> None:
     done = run("chat", "--no-think", stdin=" /usr/bin?\n\nsplit\\\nin two\n")
     assert done.stdout == "1 turns: /usr/bin?\n2 turns: split\nin two\n"
+
+
+def test_chat_limits_the_thought_from_both_sides_and_keeps_what_was_asked_at_the_start(run: Run) -> None:
+    lines = [
+        "/min 5",
+        "one",
+        "/budget off",
+        "/min off",
+        "two",
+        "/no_think",
+        "/min 7",
+        "three",
+        "/think",
+        "four",
+    ]
+    done = run("chat", "--budget", "9", "--soft-landing", "2", "--on-loop", "ignore", stdin="\n".join(lines))
+    assert done.exit_code == 0
+    assert [(w.mode, w.budget, w.min_tokens, w.soft_landing) for _, _, w in ScriptedLLM.last.calls] == [
+        ("auto", 9, 5, 2),
+        ("auto", None, 0, 2),
+        ("off", None, 0, 0),
+        ("on", None, 7, 2),
+    ]
+    assert {wish.on_loop for _, _, wish in ScriptedLLM.last.calls} == {"ignore"}
+    assert "at least 7 tokens of thought, as soon as it thinks again" in done.stderr
+    refused = run("chat", "--budget", "4", stdin="/min 5\nnever answered\n")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "min_tokens=5 is more than budget=4" in refused.stderr
 
 
 def test_help_needs_no_heavy_module() -> None:
@@ -317,8 +353,10 @@ def test_in_a_terminal_thoughts_are_dimmed_and_ctrl_c_stops_only_the_answer(
 def test_an_answer_stopped_before_it_said_anything_leaves_no_trace(terminal: Callable[..., Terminal]) -> None:
     chat = terminal("chat")
     chat.expect(">>> ")
-    chat.type("slowly\r")
+    chat.type("ponder\r")
     chat.expect("let me")
+    chat.interrupt()
+    chat.expect("thought ended")
     chat.interrupt()
     chat.expect("[stopped]")
     chat.expect(">>> ")
@@ -327,3 +365,37 @@ def test_an_answer_stopped_before_it_said_anything_leaves_no_trace(terminal: Cal
     chat.expect(">>> ")
     chat.type("\x04")
     assert chat.process.wait(timeout=60) == 0
+
+
+def test_ctrl_c_ends_the_thought_and_once_more_stops_the_answer(terminal: Callable[..., Terminal]) -> None:
+    chat = terminal("chat")
+    chat.expect(">>> ")
+    chat.type("ponder slowly\r")
+    chat.expect("let me")
+    chat.interrupt()
+    chat.expect("(thought ended; Ctrl-C again to stop the answer)\x1b[0m\r\n")
+    chat.expect("so be it\x1b[0m\x1b[2m\r\n\x1b[0m\r\n1 turns: ponder slowly")
+    chat.interrupt()
+    chat.expect("[stopped]")
+    chat.expect(">>> ")
+    chat.type("ponder\r")
+    chat.expect("let me")
+    chat.interrupt()
+    chat.expect("2 turns: ponder")
+    chat.expect("ended by you")
+    chat.expect("3 of 5 prompt tokens cached (diverged)]")
+    chat.expect(">>> ")
+
+
+def test_a_thought_that_is_just_over_cannot_be_ended_and_nothing_breaks(
+    terminal: Callable[..., Terminal],
+) -> None:
+    chat = terminal("chat")
+    chat.expect(">>> ")
+    chat.type("ponder late\r")
+    chat.expect("let me")
+    chat.interrupt()
+    chat.expect("(thought ended; Ctrl-C again")
+    chat.interrupt()
+    chat.expect("[stopped]")
+    chat.expect(">>> ")

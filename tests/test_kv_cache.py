@@ -1,5 +1,5 @@
-"""The block pool's contract: a sequence is given exactly the cached blocks that hold its own beginning, and what
-is shared or kept is counted right.
+"""The block pool's contract: a sequence is given exactly the cached blocks that hold its own beginning, and
+what is shared or kept is counted right.
 
 In: random lives of sequences over a tiny alphabet. Out: equality with a plain list of what every block holds.
 Does not know: keys and values.

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_fixtures import BUNDLED_TEMPLATE, qwen
 
@@ -196,6 +196,7 @@ def test_any_json_is_a_list_of_messages_or_a_usage_error(messages):
     assert as_messages(turns) == turns
 
 
+@settings(max_examples=40)
 @given(nearly)
 def test_what_is_accepted_can_be_rendered(messages):
     """No shape that passes here breaks a template."""

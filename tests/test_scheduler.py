@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fake_engine import HashRunner, check_index, count_blocks, make_sequence
+from fake_engine import Guesser, HashRunner, Parrot, check_index, count_blocks, lasting, make_sequence
 
 from deepfast.engine.engine import Engine
 from deepfast.engine.kv_cache import BlockPool
@@ -33,13 +33,6 @@ def make_engine(
 ) -> Engine:
     pool = BlockPool(num_blocks, block_size, prefix_cache)
     return Engine(Scheduler(pool, max_batch_tokens, max_running), HashRunner(pool, salt, habit))  # type: ignore[arg-type]
-
-
-def lasting(prompt: list[int], max_new: int, **wishes: Any) -> Sequence:
-    """A sequence that ends by its length only."""
-    seq = make_sequence(prompt, max_new, **wishes)
-    seq.machine.stops = frozenset()
-    return seq
 
 
 def run(engine: Engine, *sequences: Sequence) -> None:
@@ -77,19 +70,6 @@ def random_requests(rng: random.Random) -> list[dict[str, Any]]:
         request["loop_guard"] = rng.random() < 0.5
         requests.append(request)
     return requests
-
-
-class Guesser:
-    """A speculator that knows what will come, and is wrong now and then."""
-
-    def __init__(self, tokens: list[int], future: list[int], rng: random.Random) -> None:
-        self.tokens, self.future, self.rng, self.errors = tokens, future, rng, rng.choice([0.05, 0.5])
-
-    def propose(self, limit: int, rows: int = 1, drawn: float = 1.0) -> tuple[int, ...]:
-        """The truth, with errors."""
-        place, length = len(self.tokens), self.rng.randint(0, limit)
-        truth = self.future[place : place + length]
-        return tuple(self.rng.randrange(26) if self.rng.random() < self.errors else t for t in truth)
 
 
 class Workload:
@@ -142,17 +122,22 @@ class Workload:
         assert all(seq.finish_reason == "stop" for seq in self.background)
         assert scheduler.pool.num_free == scheduler.pool.num_blocks
         check_index(scheduler.pool)
+        assert not scheduler._admitted
         self.counts["preempted"] = scheduler.num_preempted
         return self.counts
 
     def step(self) -> None:
         """One step, with a look at what it did."""
+        scheduler = self.engine.scheduler
         before = {seq: len(seq.tokens) for seq in self.sequences}
+        running, preempted = set(scheduler.running), scheduler.num_preempted
         computed = self.engine.step().num_computed
-        assert computed <= self.engine.scheduler.max_batch_tokens
-        count_blocks(self.engine.scheduler.pool, self.sequences + self.background)
+        assert computed <= scheduler.max_batch_tokens
+        if scheduler.num_preempted > preempted:
+            assert running.issuperset(scheduler.running), "one came in while another had to step back"
+        count_blocks(scheduler.pool, self.sequences + self.background)
         for seq in self.sequences:
-            assert not seq.blocks or seq in self.engine.scheduler.running
+            assert not seq.blocks or seq in scheduler.running
             self.counts["drafted"] += seq.num_pending == 1 and len(seq.tokens) > before[seq] + 1
 
     def compare(self, seq: Sequence, alone: Sequence, cancelled: bool) -> None:
@@ -269,6 +254,20 @@ def test_branches_wait_for_the_prompt_of_their_leader_and_nobody_else_waits_for_
     assert [seq.cached_tokens for seq in branches] == [16, 16]
 
 
+def test_a_branch_of_a_branch_that_waits_waits_too():
+    engine = make_engine(max_batch_tokens=8)
+    root = lasting(list(range(20)), 5)
+    branch = lasting([*range(20), 1, 2, 3, 4, 5], 5, leader=root)
+    twig = lasting([*range(20), 1, 2, 3, 4, 5], 5, leader=branch)
+    engine.submit(root, branch, twig)
+    engine.step()
+    engine.step()
+    assert engine.scheduler.running == [root]
+    while twig.finish_reason is None:
+        engine.step()
+    assert (branch.cached_tokens, twig.cached_tokens) == (20, 24)
+
+
 def test_a_leader_that_is_gone_behind_or_never_came_holds_nobody():
     gone, behind, never = (make_sequence(list(range(12)), 5, seed=i) for i in range(3))
     gone.finish("abort")
@@ -278,13 +277,13 @@ def test_a_leader_that_is_gone_behind_or_never_came_holds_nobody():
     engine = make_engine()
     run(engine, gone, *followers, behind)
     assert all(seq.finish_reason for seq in followers)
-    leader = make_sequence(list(range(12)), 5)
-    run(
-        engine := make_engine(prefix_cache=False),
-        leader,
-        branch := make_sequence(list(range(12)), 5, leader=leader),
-    )
-    assert branch.cache_miss == "off"
+
+    leader = lasting(list(range(12)), 5)  # without a cache there is nothing to wait for
+    branch = lasting(list(range(12)), 5, leader=leader)
+    engine = make_engine(prefix_cache=False)
+    engine.submit(leader, branch)
+    engine.step()
+    assert engine.scheduler.running == [leader, branch] and branch.cache_miss == "off"
 
 
 def test_background_sequences_run_when_nothing_else_does_and_step_back_at_once():
@@ -338,14 +337,6 @@ def test_a_sequence_that_ended_between_two_steps_is_taken_out():
     assert not engine.scheduler.has_work and engine.scheduler.pool.num_free == 100
 
 
-class Parrot:
-    """A speculator that always guesses."""
-
-    def propose(self, limit: int, rows: int = 1, drawn: float = 1.0) -> tuple[int, ...]:
-        """Sevens."""
-        return (7,) * limit
-
-
 def drafts(engine: Engine, *sequences: Sequence) -> list[int]:
     """Lengths of the drafts of the step after the one that computes the prompts."""
     engine.submit(*sequences)
@@ -354,18 +345,26 @@ def drafts(engine: Engine, *sequences: Sequence) -> list[int]:
     return [len(chunk.draft) for chunk in chunks]
 
 
-def test_drafts_take_only_what_is_left():
-    def parrot(max_new: int, length: int = 3) -> Sequence:
-        seq = make_sequence([1] * length, max_new, seed=length)
-        seq.speculator = Parrot()  # type: ignore[assignment]
-        return seq
+def parrot(max_new: int, length: int = 3) -> Sequence:
+    """A sequence that is always guessed for."""
+    seq = lasting([1] * length, max_new, seed=length)
+    seq.speculator = Parrot()  # type: ignore[assignment]
+    return seq
 
+
+def test_drafts_take_only_what_is_left():
     assert drafts(make_engine(), parrot(50), parrot(50, 4)) == [8, 8]
     assert drafts(make_engine(max_batch_tokens=16), parrot(50), parrot(50, 4)) == [8, 6]
     assert drafts(make_engine(), parrot(5), parrot(2, 4)) == [3, 0]  # the last token needs no guess
     tight = make_engine(num_blocks=3, block_size=4)
     assert drafts(tight, parrot(5, 3), parrot(4, 5)) == [0, 2]  # the second's own block has the room
     assert tight.scheduler.num_preempted == 0
+
+
+def test_speculators_are_told_how_full_the_step_is():
+    pair = parrot(50), parrot(50, 4)
+    drafts(make_engine(), *pair)
+    assert [seq.speculator.asked for seq in pair] == [[(2, 2)], [(10, 2)]]  # type: ignore[union-attr]
 
 
 def test_uniform_numbers_are_a_function_of_seed_and_position_alone():

@@ -1,5 +1,5 @@
-"""Speculation: drafts come from the sequence's own past, pay on text that repeats itself, cost nearly nothing on
-text that does not, and `advance` lets no draft change a token.
+"""Speculation: drafts come from the sequence's own past, pay on text that repeats itself, cost nearly nothing
+on text that does not, and `advance` lets no draft change a token.
 
 In: token streams, real texts tokenised. Out: contracts and the expected cost of a run. Does not know: models.
 """
@@ -29,15 +29,16 @@ from deepfast.engine.speculate import (
 from deepfast.model.hub import BUNDLED
 from deepfast.text.tokenizer import Tokenizer
 
-ARITHMETIC = """First add the ones: 7 + 6 = 13, write 3 and carry 1. Then the tens: 4 + 8 + 1 = 13, write 3 and
-carry 1. Then the hundreds: 2 + 5 + 1 = 8. So the sum is 833. Let me check that: 833 - 586 = 247, which is right.
-Now multiply 247 by 86. 247 * 80 = 19760, and 247 * 6 = 1482. The sum is 19760 + 1482 = 21242. Let me check that:
-21242 / 86 = 247, which is right. So 247 * 86 = 21242. The question was: what is 247 * 86, and what is 247 + 586?
-The answers are 21242 and 833."""
-PROSE = """The lighthouse keeper had never learned to swim, though she lived on a rock that waves could cover. Every
-autumn her brother rowed out with flour, lamp oil and last month's newspapers, and each time he asked whether it
-was not lonely. She would point at the gulls quarrelling under the gallery, or at ships whose captains dipped a
-flag while passing, and say nothing. When fog came, no letter could have told anybody more than her bell did."""
+ARITHMETIC = """First add the ones: 7 + 6 = 13, write 3 and carry 1. Then the tens: 4 + 8 + 1 = 13,
+write 3 and carry 1. Then the hundreds: 2 + 5 + 1 = 8. So the sum is 833. Let me check that: 833 - 586 =
+247, which is right. Now multiply 247 by 86. 247 * 80 = 19760, and 247 * 6 = 1482. The sum is 19760 +
+1482 = 21242. Let me check that: 21242 / 86 = 247, which is right. So 247 * 86 = 21242. The question
+was: what is 247 * 86, and what is 247 + 586? The answers are 21242 and 833."""
+PROSE = """The lighthouse keeper had never learned to swim, though she lived on a rock that waves could
+cover. Every autumn her brother rowed out with flour, lamp oil and last month's newspapers, and each
+time he asked whether it was not lonely. She would point at the gulls quarrelling under the gallery, or
+at ships whose captains dipped a flag while passing, and say nothing. When fog came, no letter could
+have told anybody more than her bell did."""
 CODE = """def mean(values):
     if not values:
         raise ValueError("no values")

@@ -1,7 +1,7 @@
-"""The options of the commands, and what they mean: a loaded model, sampling, thinking, what an answer must be.
+"""The options of commands, and what they mean: a loaded model, sampling, thinking, what an answer must match.
 
-In: click's keyword arguments. Out: LLM, SamplingParams, Thinking, tools, EngineConfig. Defaults are not repeated:
-an option that was not given is None and the library fills it. Does not know: where answers are printed.
+In: click's keyword arguments. Out: LLM, SamplingParams, Thinking, tools, EngineConfig. Defaults are not
+repeated: an option that was not given is None and the library fills it. Does not know: where answers are printed.
 """
 
 from __future__ import annotations
@@ -62,8 +62,12 @@ def thinking_options(command: Command) -> Command:
         click.option("--think/--no-think", default=None, help="Think first, or answer at once."),
         click.option("--budget", type=int, metavar="N", help="At most N tokens of thought, then the answer."),
         click.option("--min-tokens", type=int, metavar="N", help="A shorter thought goes on with 'Wait'."),
-        click.option("--soft-landing", type=int, metavar="N", help="Lead the last N tokens of a budget to an end."),
-        click.option("--on-loop", type=click.Choice(["close", "ignore"]), help="What ends a thought in circles."),
+        click.option(
+            "--soft-landing", type=int, metavar="N", help="Lead the last N tokens of a budget to an end."
+        ),
+        click.option(
+            "--on-loop", type=click.Choice(["close", "ignore"]), help="What ends a thought in circles."
+        ),
         click.option("--max-tokens", type=int, metavar="N", help="At most N tokens of thought and answer."),
         click.option("--seed", type=int, metavar="N", help="Same seed, same question: same answer."),
         click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token."),
@@ -82,7 +86,9 @@ def answer_options(command: Command) -> Command:
         command,
         click.option("--schema", metavar="FILE|JSON", help="The answer matches this JSON schema."),
         click.option("--regex", metavar="RE", help="The answer matches this regular expression, whole."),
-        click.option("--tools", metavar="FILE|JSON", help="Tools it may call: a JSON list in OpenAI's shape."),
+        click.option(
+            "--tools", metavar="FILE|JSON", help="Tools it may call: a JSON list in OpenAI's shape."
+        ),
         click.option("--tool-choice", metavar="WHICH", help=choice),
         click.option(
             *("-n", "--samples"),

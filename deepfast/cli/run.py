@@ -81,7 +81,7 @@ def _stream(llm: LLM, ask: Ask) -> None:
         for delta in stream:
             printer.show(delta)
     done = stream.completion
-    if sys.stderr.isatty() or done.finish_reason not in ("stop", "tool_calls"):
+    if sys.stderr.isatty() or _is_odd(done):
         note(summary(done))
 
 
@@ -113,8 +113,13 @@ def _vote(llm: LLM, ask: Ask, samples: int, as_json: bool) -> None:
     with Printer() as printer:
         printer.show_all(vote.winner)
     note(tally(vote.groups, samples))
-    if vote.winner.finish_reason not in ("stop", "tool_calls"):
+    if _is_odd(vote.winner):
         note(summary(vote.winner))
+
+
+def _is_odd(done: Completion) -> bool:
+    """Is there something to say even where nobody watches?"""
+    return done.finish_reason not in ("stop", "tool_calls") or bool(done.malformed)
 
 
 def _read(prompt: str) -> str:

@@ -1,7 +1,8 @@
 """Where the pieces of an answer go: content to stdout, thoughts (dimmed on a terminal) and chatter to stderr.
 
-In: Deltas and Completions. Out: text on the two streams, tool calls as lines of stdout. On a terminal, control characters that a model wrote
-are dropped, so that no answer can move the cursor or retitle the window. Does not know: models, options.
+In: Deltas and Completions. Out: text on the two streams, a tool call as a line of stdout. On a terminal,
+control characters that a model wrote are dropped, so that no answer can move the cursor or retitle the window.
+Does not know: models, options.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Printer:
         self.last = "\n"
         self.call: ToolCall | None = None  # it may still grow, or be taken back
         self.index = 0
+        self.after_call = False  # nothing visible has followed a call yet
 
     def show(self, delta: Delta) -> None:
         """Print a piece, with an empty line where the thought ends and the answer begins."""
@@ -48,11 +50,13 @@ class Printer:
         if delta.kind != self.kind:
             self._end_thought()
             self.kind = delta.kind
+        text = delta.text.lstrip() if self.after_call else delta.text
         if delta.kind == "content":
-            _write(delta.text)
+            _write(text)
         else:
-            note(delta.text, end="")
-        self.last = delta.text[-1:] or self.last
+            note(text, end="")
+        self.last = text[-1:] or self.last
+        self.after_call = self.after_call and not text
 
     def show_all(self, done: Completion) -> None:
         """Print a whole answer."""
@@ -63,6 +67,11 @@ class Printer:
         for index, call in enumerate(done.tool_calls):
             self.show(Delta("tool_call", "", index, call.id, call.name))
             self.show(Delta("tool_call", call.arguments, index))
+
+    def interject(self, text: str) -> None:
+        """A remark on a line of its own, in the middle of a thought."""
+        note(text if self.last == "\n" else f"\n{text}")
+        self.last = "\n"
 
     def __enter__(self) -> Printer:
         """Nothing to prepare."""
@@ -81,8 +90,7 @@ class Printer:
 
     def _take_call(self, delta: Delta) -> None:
         if delta.malformed:
-            self.call = None
-            note(f"[this tool call cannot be read: {delta.malformed}]")
+            self.call = None  # its text follows as content
         elif self.call is None:
             self.call, self.index = ToolCall(delta.name, delta.text, delta.id), delta.index
         else:
@@ -93,7 +101,7 @@ class Printer:
         self._end_thought()
         self._end_line()
         _write(f"{self.call.name} {self.call.arguments.strip().translate(_ONE_LINE)}\n")
-        self.call, self.kind, self.last = None, "content", "\n"
+        self.call, self.kind, self.last, self.after_call = None, "content", "\n", True
 
     def _end_line(self) -> None:
         if self.kind == "content" and self.last != "\n":
@@ -142,6 +150,7 @@ def summary(done: Completion) -> str:
     if usage.cached_tokens or done.cache_miss not in ("none", "cold", "off"):
         why = f" ({done.cache_miss})" if done.cache_miss in ("diverged", "evicted") else ""
         parts.append(f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached{why}")
+    parts += [f"no tool call: {reason}" for reason in done.malformed]
     if done.finish_reason == "length":
         parts.append("cut: no tokens left (see --max-tokens, --context)")
     elif done.finish_reason != "stop":
@@ -151,7 +160,7 @@ def summary(done: Completion) -> str:
 
 def tally(groups: Mapping[str, Sized], samples: int) -> str:
     """One line: how many of the samples say what, the winner first."""
-    parts = []
+    parts: list[str] = []
     for answer, voters in groups.items():
         of = f" of {samples}" if not parts else ""
         parts.append(f"{len(voters)}{of} {'says' if len(voters) == 1 else 'say'} {brief(answer)}")

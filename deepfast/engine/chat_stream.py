@@ -1,4 +1,4 @@
-"""One running request as its caller sees it: Deltas to iterate over, live steering, the Completion at the end.
+"""One running request as its caller sees it: Deltas to iterate over, live steering, a Completion at the end.
 
 In: a Sequence that was handed to the engine. Out: Deltas in a thread (ChatStream) or on an event loop
 (AsyncChatStream). Leaving early aborts the request. Does not know: rendering, models, HTTP.

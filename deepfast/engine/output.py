@@ -1,7 +1,7 @@
 """What came out of one sequence: texts, tool calls, deltas, and what every new token was.
 
-In: each new token with its phase (and its log-probability, when asked for). Out: Deltas through `emit`, and the
-parts of a Completion. Does not know: why a token came, other sequences, how the engine runs.
+In: each new token with its phase (and its log-probability, when asked for). Out: Deltas through `emit`, and
+the parts of a Completion. Does not know: why a token came, other sequences, how the engine runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Output:
         self._call_ids, self._num_calls = call_ids, 0
         self._call: ToolCallParser | None = None  # the call that is open
         self._kind: DeltaKind | None = None
-        self._unsent: list[TokenLogprob] = []  # of tokens of this kind whose text is still held back
+        self._unsent: list[TokenLogprob] = []  # of tokens whose text is still held back
+        self._unsent_kind: DeltaKind = "content"
 
     @property
     def stopped(self) -> bool:
@@ -62,6 +63,7 @@ class Output:
             self._num_calls += 1
         if logprob is not None and kind is not None:
             self._unsent.append(logprob)
+            self._unsent_kind = kind
         if kind is not None:
             self._send(self._stream.push(token, kind))
         if step.phase is Phase.TOOL and after is not Phase.TOOL:
@@ -77,8 +79,8 @@ class Output:
     def _change(self, kind: DeltaKind | None) -> None:
         """A run of tokens of one kind is over: give out what is held back of its text."""
         self._send(self._stream.finish())
-        if self._unsent and self._kind is not None:
-            self._emit(Delta(self._kind, ""))
+        if self._unsent and self._unsent_kind != "tool_call":  # `_end_call` knows where those belong
+            self._emit(Delta(self._unsent_kind, ""))
         self._kind = kind
 
     def _end_call(self, closed: bool) -> None:
@@ -91,10 +93,13 @@ class Output:
             self._emit(delta)
         if call is not None:
             self.tool_calls.append(call)
-        elif parser.raw.strip() or closed:
-            self.malformed.append(parser.reason)
-            ending = "</tool_call>" if closed else ""
-            self._send(self._stream.push_text(f"<tool_call>{parser.raw}{ending}", "content"))
+            if self._unsent:
+                self._emit(Delta("tool_call", "", index=self._num_calls - 1))
+            return
+        self.malformed.append(parser.reason)
+        self._unsent_kind = "content"
+        ending = "</tool_call>" if closed else ""
+        self._send(self._stream.push_text(f"<tool_call>{parser.raw}{ending}", "content"))
 
     def _send(self, deltas: list[Delta]) -> None:
         for delta in deltas:
@@ -105,6 +110,6 @@ class Output:
                     self._emit(piece)
 
     def _emit(self, delta: Delta) -> None:
-        if self._unsent and delta.kind == self._kind:
+        if self._unsent and delta.kind == self._unsent_kind:
             delta, self._unsent = replace(delta, logprobs=tuple(self._unsent)), []
         self.emit(delta)

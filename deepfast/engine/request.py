@@ -1,7 +1,7 @@
 """From what a caller asks to a Sequence: render, encode, resolve, check.
 
-In: messages or token ids, SamplingParams, Thinking, tools. Out: Sequences that the engine can run; and, after a
-turn, the background sequence that lets the next turn start warm. Everything that is wrong with a request is
+In: messages or token ids, SamplingParams, Thinking, tools. Out: Sequences that the engine can run; and, after
+a turn, the background sequence that lets the next turn start warm. Everything that is wrong with a request is
 refused here, in one line. Does not know: blocks, steps, threads.
 """
 
@@ -81,7 +81,7 @@ class RequestBuilder:
     def conversation(self, messages: Messages, tools: Tools | None) -> Conversation:
         """Check messages and tools. Raises UsageError naming what is wrong."""
         if tools and self.ids.tool_open is None:
-            raise UsageError("this model's vocabulary has no <tool_call>: it cannot use tools. Leave them out.")
+            raise UsageError("this model's vocabulary has no <tool_call>: it cannot use tools.")
         if tools and not self.template.reads_tools:
             raise UsageError("this model's chat template ignores tools. Leave them out.")
         return Conversation(as_messages(messages), tools or None)
@@ -138,7 +138,7 @@ class RequestBuilder:
             raise UsageError(f"prompt {number} {what}. Give ids from 0 to {self.vocab_size - 1}.")
         resolved = self._resolved(params, thinks=True)
         if resolved.grammar is not None:
-            raise UsageError("a grammar needs a chat: ids in, ids out knows no answer. Use chat() or stream().")
+            raise UsageError("a grammar needs a chat: ids in, ids out knows no answer. Use chat().")
         max_new = self._max_new(len(prompt), resolved.max_tokens)
         machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
         return self._sequence(list(prompt), resolved, max_new, machine, None, emit, None)
@@ -179,7 +179,9 @@ class RequestBuilder:
         for name, ids in (("logit_bias", resolved.logit_bias), ("stop_token_ids", resolved.stop_token_ids)):
             if bad := [token for token in ids if not 0 <= token < self.vocab_size]:
                 limit = self.vocab_size - 1
-                raise UsageError(f"{name} holds id {bad[0]}, outside the vocabulary. Give ids from 0 to {limit}.")
+                raise UsageError(f"{name} holds id {bad[0]}. Give ids of the vocabulary, 0 to {limit}.")
+        if resolved.grammar is not None and resolved.ignore_eos:
+            raise UsageError("ignore_eos and a grammar contradict each other: a whole answer ends. Drop one.")
         return resolved
 
     def _budget(self, asked: Thinking, plan: Plan, turns: list[Message], max_new: int) -> Budget | None:

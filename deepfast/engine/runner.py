@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import abc
 from itertools import accumulate
 
-from ..backend.base import Array, Backend, Batch
+from ..backend.base import Array, Backend, Batch, SampleArgs
 from ..config import KVFormat
 from ..model.decoder import Decoder
-from ..types import TokenLogprob
+from ..types import EngineError, TokenLogprob
 from .sampler import sample_args
 from .scheduler import Chunk
+from .sequence import Sequence
 from .speculate import Row, Sampled
 
 
@@ -44,18 +45,30 @@ class Runner:
         self._logits = self.decoder.forward(batch, self.cache)
 
     def sample(self, rows: abc.Sequence[Row]) -> list[Sampled]:
-        """One token for each row, as its sequence is now. Raises EngineError when the logits hold NaN."""
+        """One token for each row, as its sequence is now; one that cannot be drawn finishes its sequence."""
         sequences = [self._chunks[row.chunk].seq for row in rows]
         picks = [self._starts[row.chunk] + row.offset for row in rows]
         logits = self._logits
         if picks != list(range(self._starts[-1])):
             logits = self.backend.take(logits, picks)
-        tokens = self.backend.sample(logits, [sample_args(seq) for seq in sequences], self.num_valid)
+        args = [sample_args(seq) for seq in sequences]
+        try:
+            tokens = self.backend.sample(logits, args, self.num_valid)
+        except EngineError:  # a row without a token ends its own request, nobody else's
+            tokens = [self._sample_alone(logits, i, seq, args[i]) for i, seq in enumerate(sequences)]
         found: list[TokenLogprob | None] = [None] * len(rows)
         for i, seq in enumerate(sequences):
-            if (top := seq.params.logprobs) is not None:
+            if (top := seq.params.logprobs) is not None and not seq.finish_reason:
                 found[i] = self._logprob(logits, i, tokens[i], top)
         return [Sampled(*pair) for pair in zip(tokens, found, strict=True)]
+
+    def _sample_alone(self, logits: Array, row: int, seq: Sequence, args: SampleArgs) -> int:
+        """One row's token; a failure finishes its sequence, which then takes no notice of the token."""
+        try:
+            return self.backend.sample(self.backend.take(logits, [row]), [args], self.num_valid)[0]
+        except EngineError as error:
+            seq.finish("error", error)
+            return -1
 
     def _logprob(self, logits: Array, row: int, token: int, top: int) -> TokenLogprob:
         ((logprob, best),) = self.backend.log_probs(

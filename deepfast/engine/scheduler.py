@@ -20,7 +20,7 @@ IDLE_TOKENS = 64  # of a background sequence per step: work that arrives waits f
 
 
 class Chunk(NamedTuple):
-    """Run tokens[num_computed : num_computed + num_tokens] of `seq`, then `draft`: a guess at what follows."""
+    """Run tokens[num_computed : num_computed + num_tokens] of `seq`, then `draft`, a guess at the next."""
 
     seq: Sequence
     num_tokens: int
@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
 
     @property
     def completes(self) -> bool:
-        """After this chunk nothing is pending, so the logits of its last 1 + len(draft) rows choose tokens."""
+        """After this chunk nothing is pending: the logits of its last 1 + len(draft) rows choose tokens."""
         return self.num_tokens == self.seq.num_pending and self.seq.max_new > 0
 
 
@@ -58,8 +58,7 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence that can fit when it is alone (engine.py refuses the others at the door)."""
-        if seq.finish_reason is None:
-            self.waiting.append(seq)
+        self.waiting.append(seq)
 
     def add_background(self, seq: Sequence) -> None:
         """Queue a sequence with max_new 0; it ends at once where nothing could be kept of it."""

@@ -1,9 +1,9 @@
 """One request inside the engine: its tokens, how far they are computed, and what has come out of them.
 
-In: a rendered prompt and resolved parameters, then one sampled token at a time. Out: an Output that fills, and
-a Completion at the end. Its invariant: the engine's only job is to make `num_computed` catch up with
-len(tokens). `append_sampled` is the one transition per token: phases, budget, loop guard, grammars, forced text
-and the end are decided here, so plain steps and verified drafts obey the same rules.
+In: a rendered prompt and resolved parameters, then one sampled token at a time. Out: an Output that fills,
+and a Completion at the end. Its invariant: the engine's only job is to make `num_computed` catch up with
+len(tokens). `append_sampled` is the one transition per token: phases, budget, loop guard, grammars, forced
+text and the end are decided here, so plain steps and verified drafts obey the same rules.
 Does not know: other sequences, blocks' contents, models.
 """
 
@@ -41,8 +41,8 @@ LAST_CHANCE = 2  # new tokens left at which an answer that is still blank may no
 class Guide:
     """What a chat request wants of its phases. (Ids in, ids out has none: it samples what the model says.)
 
-    budget None: no thought can be held, so none may begin. answer, tool_call: the grammars of content and of a
-    call. blank_ids: tokens of white space only.
+    budget None: no thought can be held, so none may begin. answer, tool_call: the grammars of content and of
+    a call. blank_ids: tokens of white space only.
     """
 
     mode: Mode  # in force
@@ -322,6 +322,7 @@ class Sequence:
         assert self.finish_reason is not None
         out, guide, new = self.output, self.guide, self.tokens[self.num_prompt :]
         budget = guide.budget if guide is not None else None
+        cached = min(self.cached_tokens, self.num_prompt)  # forced text may have been found there too
         report = ThinkingReport(
             mode=guide.mode if guide is not None else "auto",
             budget=budget.budget if budget is not None else None,
@@ -337,7 +338,7 @@ class Sequence:
             token_ids=tuple(new),
             sampled=tuple(out.sampled),
             finish_reason=self.finish_reason,
-            usage=Usage(self.num_prompt, self.cached_tokens, len(new), self.machine.reasoning_tokens),
+            usage=Usage(self.num_prompt, cached, len(new), self.machine.reasoning_tokens),
             thinking=report,
             timing=Timing(max(self.first_token - self.created, 0.0), self.finished - self.created),
             kinds=tuple(out.kinds),

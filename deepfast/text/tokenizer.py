@@ -117,7 +117,8 @@ class Tokenizer:
         if self._blank is None:
             texts = ((i, self._plain.id_to_token(i)) for i in range(self.num_ids))
             likely = ((i, t) for i, t in texts if t and i not in self.control_ids and _may_be_blank(t))
-            self._blank = tuple(i for i, t in likely if not _from_byte_level(t).decode("utf-8", "replace").strip())
+            decoded = ((i, _from_byte_level(t).decode("utf-8", "replace")) for i, t in likely)
+            self._blank = tuple(i for i, text in decoded if not text.strip())
         return self._blank
 
     def control_id(self, token: str) -> int | None:

@@ -4,9 +4,10 @@ In: the tokens of one thought, one by one. Out: nothing, until one answer: "peri
 repetition) or "recurrence" (most of it has been written several times before, with small changes).
 A function of the tokens alone: time, batches and speculation do not matter.
 
-What no guard can tell apart it leaves alone: rows with a new number in each and fewer than some 24 tokens
-between the numbers (1 to 1000, "Attempt 17: no."), be they wanted or a loop. It does stop a wanted text of
-four equal copies or 512 tokens of a pattern with few different tokens (a matrix of 20 x 20 zeros).
+No guard can tell wanted repetition from a loop. Rows with a new number in each and fewer than some 24 tokens
+between the numbers pass, be they wanted ("1 to 1000") or a loop ("Attempt 17: no."). What is stopped, even if
+wanted: four equal copies, 512 tokens of a pattern with few different tokens (20 x 20 zeros), and some 50 rows
+that are longer and differ in a number alone.
 Does not know: text, the tokenizer, phases, what is done about a loop.
 """
 
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 from collections import deque
 
-# Chosen on tests/loop_corpus.py and on 4 million tokens of solutions and source code, with the margins that
-# benchmarks/loop_guard.py prints.
+# Chosen on tests/looping_thoughts.py, tests/sane_thoughts.py and 3.5 million tokens of solutions and
+# source code; benchmarks/loop_guard.py prints the margins.
 MAX_PERIOD = 128  # longer periods are left to the recurrence
 CHECK_EVERY = 16  # tokens between two looks for a period
 COPIES = 4  # a factor 333 makes three equal partial products in a row: 366 tokens that are right
@@ -26,11 +27,11 @@ PLAIN = 8  # fewer different tokens than this are "few": zeros, truth tables, dr
 GRAM = 16  # tokens; shorter ones recur in sums of digits, longer ones miss loops that change every 24 tokens
 WINDOW = 4096  # tokens back in which a gram counts as seen
 REPEAT, NOVEL = 2, 1  # a loop is more than one third repetition; enumerations are less
-ALARM = 512  # 256 repeated tokens in one go; the worst sane text of the corpus reaches a tenth
+ALARM = 512  # 256 repeated tokens in one go; sane thoughts reach a tenth, boilerplate code 0.8
 
 
 class LoopGuard:
-    """Watches one thought. Costs about 1 microsecond per token; remembers WINDOW tokens."""
+    """Watches one thought. Costs 1 to 2 microseconds per token; remembers WINDOW tokens."""
 
     def __init__(self) -> None:
         self.level = 0  # rises with repetition, sinks with news, never below 0; ALARM fires
