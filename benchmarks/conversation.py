@@ -21,7 +21,7 @@ import llama_cpp
 from clock import Clock
 from full_size import add_model_options, model_directory
 from random_gguf import gguf_of
-from replay import Player, random_text, replay
+from replay import ROOM, Player, random_text, replay
 
 from deepfast import LLM, EngineConfig, Message, SamplingParams, Thinking
 from deepfast.backend.machine import available_cpus
@@ -33,7 +33,7 @@ def our_turn(llm: LLM, player: Player, messages: list[Message], turn: dict[str, 
     """Seconds to the first token of a turn, and what the engine says of its cache."""
     prompt = llm.template.encode(messages, enable_thinking=True)
     player.play(turn["reply"], len(prompt))
-    params = SamplingParams(seed=1, max_tokens=len(turn["reply"]))
+    params = SamplingParams(seed=1, max_tokens=len(turn["reply"]) + ROOM)
     clock = Clock()
     player.on_first = clock.read
     done = llm.stream(messages, params, Thinking(mode="on", on_loop="ignore")).result()
@@ -122,7 +122,7 @@ def main() -> None:
     if args.quick:
         args.turns, args.thought = min(args.turns, 3), min(args.thought, 200)
     path, threads = model_directory(parser, args), available_cpus()
-    room = args.turns * (args.question + args.answer + 32) + args.thought + 64
+    room = args.turns * (args.question + args.answer + 32) + args.thought + ROOM
     context = -(-room // 512) * 512
     file = str(gguf_of(path))
     shared = {"n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "verbose": False}

@@ -17,6 +17,8 @@ from deepfast.engine.scheduler import Chunk
 from deepfast.engine.speculate import Row, Sampled
 from deepfast.text.tokenizer import Tokenizer
 
+ROOM = 1024  # max_tokens beyond the text: the engine must see no reason to close the thought early
+
 WORDS = (
     "after again air all along animal answer apple around ask autumn away back bank bird black blue boat "
     "body book both bread bridge bright bring brother build busy call carry case cause chair change child "

@@ -187,7 +187,8 @@ class Thinking:
                 )
         if self.budget is not None and self.min_tokens > self.budget:
             raise ControlError(
-                f"min_tokens={self.min_tokens} is more than budget={self.budget}. Lower it, or raise the other."
+                f"min_tokens={self.min_tokens} is more than budget={self.budget}. "
+                "Lower it, or raise the budget."
             )
 
 

@@ -154,11 +154,11 @@ def prose(rng: random.Random, characters: int) -> str:
     return "".join(texts)[:characters]
 
 
-def loops(copies: int = 90, length: int = 8000) -> Iterator[Loop]:
+def loops(copies: int = 90, length: int = 7000) -> Iterator[Loop]:
     """Every kind in every language, after a short, a long and no beginning; and short phrases repeated."""
     rng = random.Random(1)
     paragraphs = [(language, text) for language, texts in STUCK.items() for text in texts]
-    cases = itertools.product(paragraphs, KINDS.items(), (0, 1500, 4000))
+    cases = itertools.product(paragraphs, KINDS.items(), (0, 1500, 3500))
     for (language, own), (kind, copy), size in cases:
         other = STUCK[language][-1] if own != STUCK[language][-1] else PROSE[3 if language == "zh" else 2]
         text = ""
@@ -168,4 +168,4 @@ def loops(copies: int = 90, length: int = 8000) -> Iterator[Loop]:
                 break
         yield Loop(kind, language, prose(rng, size) if size else "", text)
     for phrase, size in itertools.product(PHRASES, (0, 1500)):
-        yield Loop("phrase", "any", prose(rng, size) if size else "", phrase * 1200)
+        yield Loop("phrase", "any", prose(rng, size) if size else "", phrase * (600 + 2000 // len(phrase)))

@@ -332,4 +332,5 @@ def endless() -> Named:
     long_row += "nothing at all had to be done about it before the next one."
     yield "300 long rows", _lines(map(long_row.format, range(300)))
     yield "zeros 20x20", _lines(["[" + ", ".join(["0"] * 20) + "],"] * 20)
-    yield "20 weeks", ", ".join(DAYS * 20) + ".\n"
+    for weeks in (10, 20):
+        yield f"{weeks} weeks", ", ".join(DAYS * weeks) + ".\n"

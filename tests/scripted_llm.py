@@ -1,10 +1,10 @@
 """A pretend LLM for tests of the command line: it repeats the question, after a thought unless told not to.
 
-In: what an LLM takes. Out: what an LLM gives. Words in the question make it behave: "slowly" takes a minute,
+In: what an LLM takes. Out: what an LLM gives. Words in the question direct it: "slowly" takes a minute,
 "ponder" thinks for a minute, "late" has ended its thought before anybody can, "fail" makes the engine fail,
-"long" is more than the context holds, "cut" runs out of tokens, "nothing" has a blank answer, "call" calls two
-tools, "garble" begins a call that cannot be read, "odd" answers with its seed modulo 2. Run as a script, it is
-`deepfast` with this model inside. Does not know: tokens, weights.
+"long" is more than the context holds, "cut" runs out of tokens, "nothing" has a blank answer, "call" calls
+two tools, "garble" begins a call that cannot be read, "odd" answers with its seed modulo 2. Run as a script,
+it is `deepfast` with this model inside. Does not know: tokens, weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Two thousand hostile requests: tiny budgets, allowances and contexts, users who write control tokens.
 
-In: random models with a context of 64 to 160 tokens (more with tools), biased to misbehave. Out: an answer for
-each request, or one line that says why it can have none, and that only where the numbers say so; no text of a
-user is ever a control token. Does not know: what the tokens mean.
+In: random models with a context of 64 to 160 tokens (more with tools), biased to misbehave. Out: an answer
+for each request, or one line that says why it can have none, and that only where the numbers say so; no text of
+a user is ever a control token. Does not know: what the tokens mean.
 """
 
 from __future__ import annotations

@@ -61,6 +61,27 @@ def test_the_streamed_text_is_the_text_of_json_and_a_seed_repeats_it() -> None:
     assert streamed.stderr.startswith(said["reasoning"])
 
 
+def test_the_answer_matches_the_schema_and_the_thought_stays_free() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "enum": [4042]}}, "required": ["n"]}
+    said = answer("--think", "--schema", json.dumps({**schema, "additionalProperties": False}))
+    assert json.loads(said["content"]) == {"n": 4042}
+    assert "=4042" in said["reasoning"]
+    assert answer("--no-think", "--regex", "[5-9]{3}")["content"].strip("56789") == ""
+
+
+def test_several_samples_agree_on_what_the_model_can_do() -> None:
+    said = answer("--think", "--seed", "1", "-n", "5")
+    assert said["vote"]["answer"] == "4042" == said["content"]
+    assert said["vote"]["count"] >= 3 and said["vote"]["total"] == 5
+    alone = answer("--think", "--seed", "2")
+    assert said["samples"][1]["reasoning"] == alone["reasoning"]
+
+
+def test_a_grammar_that_cannot_be_enforced_is_refused() -> None:
+    done = call("run", "--regex", "[0-9", QUESTION)
+    assert (done.exit_code, done.stdout) == (2, "") and "unclosed" in done.stderr
+
+
 def test_chat_remembers_through_a_pipe() -> None:
     done = call(
         "chat",

@@ -33,7 +33,7 @@ from deepfast.thinking.loops import (
     LoopGuard,
 )
 
-QWEN_MEDIAN, QWEN_WORST = 640, 1700  # tokens from a loop's first token to the alarm; 24 repeat nothing at all
+QWEN_MEDIAN, QWEN_WORST = 640, 1700  # tokens from a loop's first token to the alarm
 
 
 @cache

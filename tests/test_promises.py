@@ -116,8 +116,6 @@ class Plan:
     def ask(self, llm: LLM) -> Ask:
         """The request."""
         grammar = SHAPES[self.shape][0] if self.shape else None
-        if grammar:
-            self.sampling["ignore_eos"] = False  # XXX G1
         params = SamplingParams(**self.sampling, grammar=grammar, logit_bias=bias(llm, self.bias))
         messages = PROMPTS[self.prompt]
         choice = self.choice if self.tools else "auto"

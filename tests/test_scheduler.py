@@ -130,11 +130,12 @@ class Workload:
         """One step, with a look at what it did."""
         scheduler = self.engine.scheduler
         before = {seq: len(seq.tokens) for seq in self.sequences}
-        running, preempted = set(scheduler.running), scheduler.num_preempted
-        computed = self.engine.step().num_computed
+        running, preempted = len(scheduler.running), scheduler.num_preempted
+        finished, computed, _ = self.engine.step()
         assert computed <= scheduler.max_batch_tokens
-        if scheduler.num_preempted > preempted:
-            assert running.issuperset(scheduler.running), "one came in while another had to step back"
+        if back := scheduler.num_preempted - preempted:
+            left = running - back - len(finished)
+            assert len(scheduler.running) <= left, "one came in while another had to step back"
         count_blocks(scheduler.pool, self.sequences + self.background)
         for seq in self.sequences:
             assert not seq.blocks or seq in scheduler.running
@@ -162,12 +163,12 @@ def check_workloads(numbers: range) -> None:
 
 
 def test_hundreds_of_random_workloads_equal_each_sequence_alone_and_lose_no_block():
-    check_workloads(range(400))
+    check_workloads(range(300))
 
 
 @pytest.mark.slow
 def test_thousands_of_random_workloads_do_too():
-    check_workloads(range(400, 4000))
+    check_workloads(range(300, 3000))
 
 
 def test_a_request_that_can_never_fit_is_refused_with_numbers():
@@ -224,12 +225,12 @@ def test_what_is_cached_is_not_computed_again_and_the_first_admission_reports_it
 
 
 def test_a_preempted_sequence_takes_back_what_is_still_cached_and_reports_its_first_admission():
-    engine = make_engine(num_blocks=10)
+    engine = make_engine(num_blocks=10, max_running=2)
     old, new = lasting([1] * 14, 20, seed=1), lasting([2] * 14, 20, seed=2)
-    engine.submit(old, new)
+    engine.submit(old, new, last := lasting([3], 20))
     while not engine.scheduler.num_preempted:
         engine.step()
-    assert new in engine.scheduler.waiting and not new.blocks
+    assert [*engine.scheduler.waiting] == [new, last] and not new.blocks
     while new in engine.scheduler.waiting:
         engine.step()
     assert new.num_computed > 1

@@ -1,7 +1,7 @@
 """`deepfast chat`: a conversation in the terminal.
 
 In: lines from a person (or a pipe: one message per line). Out: answers on stdout, thoughts and chatter on
-stderr. Ctrl-C during a thought ends the thought, and the answer follows; during an answer it stops the answer.
+stderr. Ctrl-C ends an open thought, and the answer follows; during an answer it stops the answer.
 What was said stays in the conversation; a turn that had said nothing yet is dropped. Ctrl-C twice at the
 prompt, or Ctrl-D, leaves. Does not know: how models run.
 """

@@ -1,7 +1,8 @@
 """The options of commands, and what they mean: a loaded model, sampling, thinking, what an answer must match.
 
 In: click's keyword arguments. Out: LLM, SamplingParams, Thinking, tools, EngineConfig. Defaults are not
-repeated: an option that was not given is None and the library fills it. Does not know: where answers are printed.
+repeated: an option that was not given is None and the library fills it.
+Does not know: where answers are printed.
 """
 
 from __future__ import annotations
@@ -61,12 +62,16 @@ def thinking_options(command: Command) -> Command:
         command,
         click.option("--think/--no-think", default=None, help="Think first, or answer at once."),
         click.option("--budget", type=int, metavar="N", help="At most N tokens of thought, then the answer."),
-        click.option("--min-tokens", type=int, metavar="N", help="A shorter thought goes on with 'Wait'."),
         click.option(
-            "--soft-landing", type=int, metavar="N", help="Lead the last N tokens of a budget to an end."
+            "--min-tokens", type=int, metavar="N", help="At least N tokens of thought: a shorter one goes on."
         ),
         click.option(
-            "--on-loop", type=click.Choice(["close", "ignore"]), help="What ends a thought in circles."
+            "--soft-landing", type=int, metavar="N", help="Lead a thought to its end over its last N tokens."
+        ),
+        click.option(
+            "--on-loop",
+            type=click.Choice(["close", "ignore"]),
+            help="A thought goes in circles: close it (default), or ignore that.",
         ),
         click.option("--max-tokens", type=int, metavar="N", help="At most N tokens of thought and answer."),
         click.option("--seed", type=int, metavar="N", help="Same seed, same question: same answer."),

@@ -1,7 +1,7 @@
 """Where the pieces of an answer go: content to stdout, thoughts (dimmed on a terminal) and chatter to stderr.
 
 In: Deltas and Completions. Out: text on the two streams, a tool call as a line of stdout. On a terminal,
-control characters that a model wrote are dropped, so that no answer can move the cursor or retitle the window.
+control characters that a model wrote are dropped: no answer can move the cursor or retitle the window.
 Does not know: models, options.
 """
 
@@ -147,8 +147,9 @@ def summary(done: Completion) -> str:
             parts.append(f"extended {thought.waits} times" if thought.waits > 1 else "extended once")
     else:
         parts.append("no thought")
-    if usage.cached_tokens or done.cache_miss not in ("none", "cold", "off"):
-        why = f" ({done.cache_miss})" if done.cache_miss in ("diverged", "evicted") else ""
+    odd = done.cache_miss == "evicted" or (done.cache_miss == "diverged" and not usage.cached_tokens)
+    if usage.cached_tokens or odd:
+        why = f" ({done.cache_miss})" if odd else ""
         parts.append(f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached{why}")
     parts += [f"no tool call: {reason}" for reason in done.malformed]
     if done.finish_reason == "length":

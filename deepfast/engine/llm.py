@@ -120,7 +120,7 @@ class LLM:
         tools: Tools | None = None,
         tool_choice: ToolChoice = "auto",
     ) -> list[Completion]:
-        """One prompt, computed once, answered in several ways at a time; Variant.branches makes n of a kind."""
+        """One prompt, computed once, answered in several ways at once; Variant.branches makes n of a kind."""
         streams = self.fork_streams(messages, variants, tools, tool_choice)
         return [stream.result() for stream in streams]
 

@@ -107,6 +107,10 @@ class RequestBuilder:
             prompt += self._encode(OPENING)
         resolved = self._resolved(params, thinks=plan.thinks)
         max_new = self._max_new(len(prompt), resolved.max_tokens)
+        if must_call and max_new == 1:
+            raise ContextError(
+                "max_tokens=1 can not hold a tool call. Allow more, or use tool_choice='auto'."
+            )
         machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
         machine.may_open &= not must_call
         budget = self._budget(asked, plan, turns, max_new)

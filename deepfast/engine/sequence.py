@@ -222,6 +222,8 @@ class Sequence:
             assert call is not None
             guide.must_call = False
             self._force((call,))
+            if self.num_new >= self.max_new:
+                self.finish("length")
 
     def _close_thought(self, reason: ThinkingStop, forced: Iterable[int]) -> None:
         self.thinking_stop = reason

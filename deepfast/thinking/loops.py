@@ -34,7 +34,7 @@ class LoopGuard:
     """Watches one thought. Costs 1 to 2 microseconds per token; remembers WINDOW tokens."""
 
     def __init__(self) -> None:
-        self.level = 0  # rises with repetition, sinks with news, never below 0; ALARM fires
+        self.level = 0  # a CUSUM: rises with repetition, sinks with news, never below 0; ALARM fires
         self._fired = False
         self._tokens: list[int] = []  # at least the last PLAIN_SPAN, where there are so many
         self._num_tokens = 0
