@@ -112,7 +112,8 @@ def check_tokens(ids: ControlIds, ask: Ask, done: Completion) -> None:
     assert kinds.count("reasoning") == usage.reasoning_tokens
     assert usage.completion_tokens <= (ask.params.max_tokens or usage.completion_tokens)
     assert 0 <= usage.cached_tokens <= usage.prompt_tokens
-    cut = {len(tokens) - 1} if tokens and tokens[-1] in ask.params.stop_token_ids else set()
+    stopped = done.finish_reason == "stop" and tokens[-1] in ask.params.stop_token_ids
+    cut = {len(tokens) - 1} if stopped else set()
     for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
         assert (kind is None) == (token in ids.all or i in cut), (i, token, kind)
     assert all(kind != "reasoning" for kind in kinds[_first(kinds, "content", "tool_call") :])

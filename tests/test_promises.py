@@ -145,7 +145,9 @@ SAMPLING = st.fixed_dictionaries(
         "frequency_penalty": st.sampled_from([0.0, 0.0, 0.5]),
         "repetition_penalty": st.sampled_from([1.0, 1.0, 1.2]),
         "stop": st.sampled_from([(), (), (), ("e", "ab"), ("\n\n", "}")]),
-        "stop_token_ids": st.sampled_from([(), (), (), tuple(range(0, 600, 13))]),
+        "stop_token_ids": st.sampled_from(
+            [(), (), (), (198, 531), tuple(range(0, 600, 13))]
+        ),  # newlines, many
         "ignore_eos": st.sampled_from([False, False, False, True]),
         "logprobs": st.sampled_from([None, None, 0, 2]),
     }
