@@ -1,6 +1,6 @@
 """Time, and how much of the machine others used meanwhile: figures of a busy machine must be seen as such.
 
-In: nothing. Out: seconds, and the share of all processors that ran other processes (Linux; elsewhere 0).
+In: nothing. Out: seconds, and the share of all processors that others used (Linux; elsewhere 0).
 Does not know: what is timed.
 """
 
@@ -8,6 +8,7 @@ import os
 import time
 from pathlib import Path
 
+QUIET = 0.08  # a larger share of others spoils a figure
 STAT = Path(
     "/proc/stat"
 )  # first line: cpu, then ticks in user, nice, system, idle, iowait, irq, softirq, steal
@@ -19,6 +20,16 @@ def _busy_seconds() -> float:
         return time.process_time()
     ticks = [int(n) for n in STAT.read_text().split("\n", 1)[0].split()[1:9]]
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_quiet(seconds: float) -> None:
+    """Until others leave the machine alone for a moment, or so many seconds have passed."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        clock = Clock()
+        time.sleep(0.4)
+        if clock.read()[1] < QUIET:
+            return
 
 
 class Clock:

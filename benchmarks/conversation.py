@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from clock import Clock
+from clock import Clock, wait_for_quiet
 from full_size import add_model_options, model_directory
 from random_gguf import gguf_of
 from replay import ROOM, Player, random_text, replay
@@ -61,6 +61,7 @@ def their_turn(model: llama_cpp.Llama, prompt: list[int], reply: list[int]) -> d
     """Seconds to the first token; then the reply is put into the cache, as if it had been written."""
     before = model.input_ids[: model.n_tokens].tolist()
     kept = next((i for i, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b), len(before))
+    wait_for_quiet(20)
     clock = Clock()
     tokens = model.generate(prompt, temp=0.6, top_k=20, top_p=0.95, min_p=0.0)
     next(tokens)
@@ -83,6 +84,8 @@ def converse(llm: LLM, models: dict[str, llama_cpp.Llama], args: argparse.Namesp
             messages.append(Message("user", question))
             prompt = llm.template.encode(messages, enable_thinking=True)
             row: dict[str, Any] = {"turn": n + 1, "prompt": len(prompt)}
+            if not args.at_once:
+                wait_for_quiet(20)
             row["deepfast"] = our_turn(llm, player, messages, turn)
             row["deepfast"]["rest_seconds"] = 0.0 if args.at_once else come_to_rest(llm)
             for name, model in models.items():

@@ -3,8 +3,9 @@
 In: a checkpoint (random weights of true shapes do), packed as q4. Given texts are replayed (replay.py), so
 that drafts are accepted as often as in real thoughts: two that repeat themselves, one that does not. Out:
 tokens per second with speculation on and off, in alternating runs, every run printed with the share of the
-machine that others used; the median of the pairs' ratios; and before that the cost of a step with several
-rows of one sequence, relative to one row. With --json, JSON in the last line. Does not know: quality.
+machine that others used; the median ratio of the pairs they left alone; and before that the cost of a step
+with several rows of one sequence, relative to one row. With --json, JSON in the last line. Does not know:
+quality.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clock import Clock
+from clock import QUIET, Clock, wait_for_quiet
 from full_size import add_model_options, model_directory
 from replay import ROOM, Player, replay
 from thoughts import TEXTS
@@ -54,9 +55,9 @@ def step_costs(decoder: Decoder, depth: int, runs: int) -> dict[int, dict[str, f
     }
 
 
-def run(llm: LLM, player: Player, text: str, limit: int) -> dict[str, float]:
+def run(llm: LLM, player: Player, question: str, text: str, limit: int) -> dict[str, float]:
     """Replay a thought once: tokens per second after the first, tokens per forward pass."""
-    messages = [Message("user", "Look at this again, please.")]
+    messages = [Message("user", question)]
     text = llm.tokenizer.decode(llm.tokenizer.encode(text)[:limit])
     reply = llm.tokenizer.encode(OPENING + text + CLOSING, control=True)
     player.play(reply, len(llm.template.encode(messages, enable_thinking=True)))
@@ -76,20 +77,26 @@ def run(llm: LLM, player: Player, text: str, limit: int) -> dict[str, float]:
 
 
 def compare(engines: dict[str, LLM], runs: int, limit: int) -> dict[str, Any]:
-    """Every text, speculation on and off in turns; the order changes from run to run."""
+    """Every text, speculation on and off in turns, until `runs` pairs were not disturbed by others (three
+    times as many are tried); the order changes from pair to pair."""
     results: dict[str, Any] = {}
     with replay(engines["on"]) as on, replay(engines["off"]) as off:
         players = {"on": on, "off": off}
-        for name, text in TEXTS.items():
+        for name, (question, text) in TEXTS.items():
             samples: list[dict[str, Any]] = []
-            for number in range(runs):
-                order = ("on", "off") if number % 2 else ("off", "on")
-                pair = {key: run(engines[key], players[key], text, limit) for key in order}
+            clean: list[dict[str, Any]] = []
+            while len(clean) < runs and len(samples) < 3 * runs:
+                wait_for_quiet(20)
+                order = ("on", "off") if len(samples) % 2 else ("off", "on")
+                pair = {key: run(engines[key], players[key], question, text, limit) for key in order}
                 samples.append(pair)
+                if max(pair["on"]["others"], pair["off"]["others"]) < QUIET:
+                    clean.append(pair)
                 print(line_of(name, pair), flush=True)
-            ratio = statistics.median(pair["on"]["speed"] / pair["off"]["speed"] for pair in samples)
-            print(f"{name:8} median ratio {ratio:.2f}", flush=True)
-            results[name] = {"samples": samples, "median_ratio": ratio}
+            counted = clean or samples
+            ratio = statistics.median(pair["on"]["speed"] / pair["off"]["speed"] for pair in counted)
+            print(f"{name:8} median ratio {ratio:.2f} of {len(clean)} undisturbed pairs", flush=True)
+            results[name] = {"samples": samples, "undisturbed": len(clean), "median_ratio": ratio}
     return results
 
 

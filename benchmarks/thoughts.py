@@ -1,7 +1,7 @@
 """The texts that speculation.py replays: thoughts with and without repetition, written for it.
 
-In: nothing. Out: name -> text. "worked" is the format of the bundled model's own thoughts; "quoted" reads a
-piece of code and goes back to it, as thoughts about code do; "prose" says nothing twice.
+In: nothing. Out: name -> (question, thought). "worked" is the format of the bundled model's own thoughts; "quoted"
+reads a piece of code and goes back to it, as thoughts about code do; "prose" says nothing twice.
 Does not know: tokens, models.
 """
 
@@ -9,8 +9,7 @@ import random
 
 from deepfast.train.problems import sample
 
-QUOTED = """ The function under question is:
-
+CODE = """\
 ```python
 def merge(left, right):
     result, i, j = [], 0, 0
@@ -22,7 +21,12 @@ def merge(left, right):
             result.append(right[j])
             i += 1
     return result
-```
+```"""
+
+QUOTED = f"""\
+The function under question is:
+
+{CODE}
 
 The user says that merge([1, 4], [2, 3]) returns [1, 2] and wants [1, 2, 3, 4]. Let me go through it. We \
 begin with result = [], i = 0, j = 0. In the first round left[i] is 1 and right[j] is 2, so left[i] <= \
@@ -52,7 +56,8 @@ Let me check it with merge([1, 4], [2, 3]). The first round makes result = [1], 
 result = [1, 2], the third round makes result = [1, 2, 3]. Then the loop ends and we return result + \
 left[i:] + right[j:], which is [1, 2, 3] + [4] + [] = [1, 2, 3, 4]. That is what the user wants."""
 
-PROSE = """ Nobody in the valley could say when the mill had stopped turning. Some held that it was the \
+PROSE = """\
+Nobody in the valley could say when the mill had stopped turning. Some held that it was the \
 spring flood which tore the sluice away; older neighbours remembered a lawsuit about fishing rights, and a \
 miller too proud to settle. Whatever happened, brambles took over quickly. By the time Ruth inherited the \
 place, swallows nested beneath every beam, and an elder tree had pushed its crown through half the roof. \
@@ -77,4 +82,8 @@ def worked_thoughts(count: int = 6) -> str:
     return "\n\n".join(sample("product", rng, held_out=True, language="en").trace for _ in range(count))
 
 
-TEXTS = {"worked": worked_thoughts(), "quoted": QUOTED, "prose": PROSE}
+TEXTS = {
+    "worked": ("Work these out, please.", worked_thoughts()),
+    "quoted": (f"merge([1, 4], [2, 3]) returns [1, 2]; I want [1, 2, 3, 4]. Why?\n\n{CODE}", QUOTED),
+    "prose": ("Tell me a story of a mill.", PROSE),
+}

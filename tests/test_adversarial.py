@@ -145,6 +145,8 @@ def why_not(llm: LLM, ask: Ask, prompt: list[int]) -> str:
     room = llm.max_context - len(prompt) - opening
     if room < 1 or (most or 1) > room:
         return "context"
+    if ask.choice not in ("auto", "none") and (most or room) == 1:
+        return "call"
     closing = len(llm.tokenizer.encode("\n</think>\n\n", control=True))
     needed = 1 + closing + (ask.thinking.answer_reserve or 1)
     return "thought" if thinks and (most or room) < needed else ""

@@ -1,7 +1,7 @@
-"""What a chat request may ask of its thought and its answer, on a tiny random model that obeys nothing by itself.
+"""What a chat request may ask of its thought and its answer, on a tiny random model that obeys nothing.
 
-Steering, waits, tool calls, grammars, forks, log-probabilities, the prefix cache. In: a random checkpoint with
-the bundled vocabulary. Out: contracts. Does not know: what the tokens mean.
+Steering, waits, tool calls, grammars, forks, log-probabilities, the prefix cache. In: a random checkpoint
+with the bundled vocabulary. Out: contracts. Does not know: what the tokens mean.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ class Sequence:
             self._change(before, after)
         if step.phase is Phase.THINK and not step.is_control and guide is not None and guide.loops:
             self.loop = self.loop or guide.loops.observe(token)
-        if token in self.params.stop_token_ids and before is Phase.ANSWER:
+        if sampled and token in self.params.stop_token_ids and before is Phase.ANSWER:
             step = step._replace(is_control=True)
         self.output.push(token, step, after, sampled, logprob)
         if sampled and not step.is_control:
