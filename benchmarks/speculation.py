@@ -43,6 +43,7 @@ def step_costs(decoder: Decoder, depth: int, runs: int) -> dict[int, dict[str, f
         decoder.forward(Batch.build([(ids, computed, blocks)], [wanted]), cache)
         return time.perf_counter() - began
 
+    wait_for_quiet(20)
     for at in range(0, depth, 512):
         step(at, min(512, depth - at), 0)
     pairs = {n: [(step(depth, 1, 1), step(depth, n, n)) for _ in range(runs)] for n in ROWS}

@@ -1,7 +1,7 @@
 """The texts that speculation.py replays: thoughts with and without repetition, written for it.
 
-In: nothing. Out: name -> (question, thought). "worked" is the format of the bundled model's own thoughts; "quoted"
-reads a piece of code and goes back to it, as thoughts about code do; "prose" says nothing twice.
+In: nothing. Out: name -> (question, thought). "worked" is the format of the bundled model's own thoughts;
+"quoted" reads a piece of code and goes back to it, as thoughts about code do; "prose" says nothing twice.
 Does not know: tokens, models.
 """
 

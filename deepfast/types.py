@@ -95,7 +95,7 @@ class SamplingParams:
 
     temperature 0 is greedy. top_k 0 is off, top_p 1 is off, min_p 0 is off. presence and frequency penalties
     count generated tokens only; repetition_penalty (1 is off) counts the prompt too, as in transformers.
-    stop strings and stop_token_ids end the answer; inside a thought they have no effect. ignore_eos goes on
+    stop strings and stop_token_ids end an answer that has begun; inside a thought they have no effect. ignore_eos goes on
     after the end of the turn. logprobs: the log-probabilities (before temperature and penalties) of every
     sampled token and of so many alternatives. grammar: what the answer must match.
     Raises UsageError when a value is out of its range.

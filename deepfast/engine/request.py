@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..config import EngineConfig, resolve_sampling
+from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
 from ..text.grammar import Grammars
 from ..text.messages import as_messages
 from ..text.template import ChatTemplate
@@ -159,6 +159,7 @@ class RequestBuilder:
             for text in ("a", "b")
         )
         same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        same -= same % BLOCK_SIZE  # less than a block is never found again
         if same == 0 or same > self.max_context:
             return None
         machine = PhaseMachine(self.ids, a[:same])

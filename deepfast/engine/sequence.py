@@ -165,15 +165,21 @@ class Sequence:
         self.first_token = self.first_token or time.monotonic()
         if self.guide is not None and self.machine.phase is Phase.THINK and self._redirect(token):
             return
-        in_answer = self.machine.phase is Phase.ANSWER or self.guide is None
-        self._route(token, sampled=True, logprob=logprob)
+        stops = self._is_stop(token)
+        self._route(token, sampled=True, logprob=logprob, silent=stops)
         if self.machine.phase is Phase.DONE:
             self.finish("tool_calls" if self.output.tool_calls else "stop")
-        elif self.output.stopped or (in_answer and token in self.params.stop_token_ids):
+        elif self.output.stopped or stops:
             self.finish("stop")
         else:
             self._lead_in(token)
             self._react()
+
+    def _is_stop(self, token: int) -> bool:
+        """Does a stop token id end the output here? In a chat only an answer that has begun."""
+        if token not in self.params.stop_token_ids:
+            return False
+        return self.guide is None or (self.machine.phase is Phase.ANSWER and not self.output.is_blank)
 
     def _lead_in(self, token: int) -> None:
         """A grammar begins with the answer itself, so the empty line that models write before it is ours."""
@@ -233,8 +239,10 @@ class Sequence:
         for token in tokens:
             self._route(token, sampled=False)
 
-    def _route(self, token: int, *, sampled: bool, logprob: TokenLogprob | None = None) -> None:
-        """Append one token and tell everybody who watches."""
+    def _route(
+        self, token: int, *, sampled: bool, logprob: TokenLogprob | None = None, silent: bool = False
+    ) -> None:
+        """Append one token and tell everybody who watches. silent: it has no text."""
         before = self.machine.phase
         step = self.machine.advance(token)
         after, guide = self.machine.phase, self.guide
@@ -243,7 +251,7 @@ class Sequence:
             self._change(before, after)
         if step.phase is Phase.THINK and not step.is_control and guide is not None and guide.loops:
             self.loop = self.loop or guide.loops.observe(token)
-        if sampled and token in self.params.stop_token_ids and before is Phase.ANSWER:
+        if silent:
             step = step._replace(is_control=True)
         self.output.push(token, step, after, sampled, logprob)
         if sampled and not step.is_control:
