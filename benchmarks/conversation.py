@@ -5,8 +5,8 @@ so what the last turn cached fits only as far as its thought. Both read the same
 a given text. Ours goes through LLM.stream, from messages to the first token drawn, once the engine has come
 to rest after the last turn (--at-once: without waiting). llama.cpp goes through Llama.generate, which keeps
 the longest common beginning, with its flash attention off and on. Turn by turn, one after the other.
-Out: a line for each turn, with the share of the machine that other processes used at the time (above a few
-per cent the turn tells little); with --json, JSON in the last line. Does not know: quality.
+Out: a line for each turn, with the share of the machine that other processes used at the time, and medians of
+the turns after the first that were not disturbed by them; with --json, JSON in the last line. Does not know: quality.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from clock import Clock, wait_for_quiet
+from clock import QUIET, Clock, wait_for_quiet
 from full_size import add_model_options, model_directory
 from random_gguf import gguf_of
 from replay import ROOM, Player, random_text, replay
@@ -109,7 +109,7 @@ def line_of(row: dict[str, Any], models: list[str]) -> str:
 
 
 def main() -> None:
-    """Load both engines, hold the conversation, print the medians of the turns after the first."""
+    """Load both engines, hold the conversation, print the medians of the undisturbed turns after the first."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -137,10 +137,13 @@ def main() -> None:
     with LLM(path, quantize="q4", config=config) as llm:
         rows = converse(llm, models, args)
     later = rows[1:] or rows
+    clean = [row for row in later if max(row[name]["others"] for name in ("deepfast", *models)) < QUIET]
+    print(f"{len(clean)} of {len(later)} turns after the first were not disturbed by others")
+    later = clean or later
     medians = {name: statistics.median(r[name]["seconds"] for r in later) for name in ("deepfast", *models)}
     ratios = {n: statistics.median(r[n]["seconds"] / r["deepfast"]["seconds"] for r in later) for n in models}
     for name, seconds in medians.items():
-        print(f"{name:18} {seconds:8.3f} s to the first token, median of turns after the first")
+        print(f"{name:18} {seconds:8.3f} s to the first token, median")
     for name, ratio in ratios.items():
         print(f"{name:18} {ratio:8.2f} times ours, median of the turns' ratios")
     if args.json:

@@ -22,6 +22,7 @@ ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
 KVFormat = Literal["f32", "f16"]
 
+KV_BYTES: dict[KVFormat, int] = {"f32": 4, "f16": 2}  # of one number
 BUNDLED_NAME = "deepfast-nano"  # the model that ships with the package
 ANSWER_RESERVE = 256  # tokens kept free for the answer, at most a quarter of what the request may generate
 MAX_WAITS = 6  # times that one thought is extended by "Wait" (s1, arXiv 2501.19393: it flattens there)
@@ -276,6 +277,7 @@ class EngineConfig:
         The context is the model's own (or the one asked for); the cache holds one full context, or up to four
         of them where a quarter of the free memory allows. Raises UsageError when a number makes no sense.
         """
+        self._check()
         context = self.max_context or model.max_positions
         if context > model.max_positions:
             raise UsageError(
@@ -287,9 +289,8 @@ class EngineConfig:
         if self.max_kv_tokens is None and self.max_context is None:
             context = min(context, affordable // BLOCK_SIZE * BLOCK_SIZE)
         kv_tokens = self.max_kv_tokens or max(context, min(4 * context, affordable))
-        for name, value in (("max_batch_tokens", self.max_batch_tokens), ("max_running", self.max_running)):
-            if value < 1:
-                raise UsageError(f"{name}={value} is below 1. Give a positive number.")
+        if self.max_context is None:
+            context = min(context, kv_tokens)
         wanted = os.environ.get(ENV_THREADS) or str(cpus)
         if self.threads is None and not wanted.isdecimal():
             raise UsageError(f"{ENV_THREADS}={wanted!r} is no number. Set a positive one, or unset it.")
@@ -298,7 +299,17 @@ class EngineConfig:
             raise UsageError(f"threads={threads} is below 1. Give a positive number, or leave it out.")
         return replace(self, max_context=context, max_kv_tokens=kv_tokens, threads=threads)
 
+    def _check(self) -> None:
+        """Refuse what makes no sense on any machine, by name."""
+        for name in ("max_context", "max_kv_tokens", "max_batch_tokens", "max_running"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} is below 1. Give a positive number.")
+        for name, known in (("backend", ("cpu", "reference")), ("kv", tuple(KV_BYTES))):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}={getattr(self, name)!r} is unknown. Use {' or '.join(known)}.")
+
 
 def kv_bytes_per_token(model: ModelConfig, kv: KVFormat) -> int:
     """Bytes of keys and values that one position takes over all layers."""
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * {"f32": 4, "f16": 2}[kv]
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * KV_BYTES[kv]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -51,7 +52,7 @@ class ModelError(DeepfastError):
 
 
 class EngineError(DeepfastError):
-    """The engine failed, or was closed, while a request was running."""
+    """The engine failed while a request was running, or it is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,10 @@ class SamplingParams:
 
     temperature 0 is greedy. top_k 0 is off, top_p 1 is off, min_p 0 is off. presence and frequency penalties
     count generated tokens only; repetition_penalty (1 is off) counts the prompt too, as in transformers.
-    stop strings and stop_token_ids end an answer that has begun; inside a thought they have no effect. ignore_eos goes on
-    after the end of the turn. logprobs: the log-probabilities (before temperature and penalties) of every
-    sampled token and of so many alternatives. grammar: what the answer must match.
+    stop strings and stop_token_ids end an answer that has begun; inside a thought they have no effect (with
+    ids in, ids out, stop_token_ids end everything).
+    ignore_eos goes on after the end of the turn. logprobs: the log-probabilities (before temperature and
+    penalties) of every sampled token and of so many alternatives. grammar: what the answer must match.
     Raises UsageError when a value is out of its range.
     """
 
@@ -132,10 +134,18 @@ class SamplingParams:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
+                raise UsageError(f"{name}={value!r} is not a number. Give one from {low:g} to {high:g}.")
+            if value is not None and not low <= float(value) <= high:
                 raise UsageError(
                     f"{name}={value} is outside {low:g} to {high:g}. Give a value in that range."
                 )
+        for name in ("top_k", "max_tokens", "seed", "logprobs"):
+            _check_whole(name, getattr(self, name))
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise UsageError(f"stop={self.stop!r} is not a tuple of strings. Use stop=('text',).")
+        for token in (*self.stop_token_ids, *self.logit_bias):
+            _check_whole("a token id in stop_token_ids or logit_bias", token)
         if self.top_p == 0.0:
             raise UsageError(
                 "top_p=0 would leave no token. Give a value above 0, or temperature=0 for greedy."
@@ -175,6 +185,7 @@ class Thinking:
             raise UsageError(f"on_loop={self.on_loop!r} is unknown. Use 'close' or 'ignore'.")
         for name in ("budget", "min_tokens", "answer_reserve", "soft_landing"):
             value = getattr(self, name)
+            _check_whole(name, value)
             if value is not None and value < 0:
                 raise UsageError(
                     f"{name}={value} is negative. Give 0 or more tokens, or leave it out for no limit."
@@ -223,7 +234,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ThinkingReport:
-    """What was applied, where that wish came from, and why the thought ended ("none": there was no thought).
+    """What was applied, where that wish came from, and why the thought ended ("none": there was no thought,
+    or the request ended inside it).
 
     mode: "on" or "off", as put in force ("auto" for ids in, ids out). source: the control that decided
     ("enable_thinking", "/no_think", "mode", ...) or "default". waits: how often the thought was extended.
@@ -316,6 +328,12 @@ class ChatModel(Protocol):
     ) -> Iterator[Delta]:
         """Answer piece by piece; the pieces joined are the answer of `chat`."""
         ...
+
+
+def _check_whole(name: str, value: Any) -> None:
+    """Raises UsageError unless `value` is a whole number, or None."""
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+        raise UsageError(f"{name}={value!r} is not a whole number. Give one, or leave it out.")
 
 
 def as_dict(value: Any) -> dict[str, Any]:

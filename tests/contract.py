@@ -70,8 +70,8 @@ class Ask:
 
     @property
     def cuts(self) -> bool:
-        """May the caller's own stop cut the answer to nothing?"""
-        return bool(self.params.stop or self.params.stop_token_ids)
+        """May the caller's own stop strings cut the answer to nothing?"""
+        return bool(self.params.stop)
 
     @property
     def question(self) -> str:
@@ -113,7 +113,10 @@ def check_tokens(ids: ControlIds, ask: Ask, done: Completion) -> None:
     assert usage.completion_tokens <= (ask.params.max_tokens or usage.completion_tokens)
     assert 0 <= usage.cached_tokens <= usage.prompt_tokens
     stopped = done.finish_reason == "stop" and tokens[-1] in ask.params.stop_token_ids
-    cut = {len(tokens) - 1} if stopped else set()
+    cut = {len(tokens) - 1} if stopped and kinds[-1] is None else set()
+    if ask.params.grammar and ids.think_close in tokens:  # what leads up to a structured answer is none of it
+        behind = tokens.index(ids.think_close) + 1
+        cut |= {i for i in range(behind, behind + 3) if i < len(tokens) and not done.sampled[i]}
     for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
         assert (kind is None) == (token in ids.all or i in cut), (i, token, kind)
     assert all(kind != "reasoning" for kind in kinds[_first(kinds, "content", "tool_call") :])
@@ -246,8 +249,8 @@ def check_answer(ids: ControlIds, ask: Ask, done: Completion) -> None:
         assert done.content.strip() or done.tool_calls, "the answer is empty"
     by_itself = done.finish_reason == "stop" and done.token_ids[-1] in ids.stops and not ask.params.stop
     if shape is not None and by_itself:
-        fits = next(fits for grammar, fits in SHAPES.values() if grammar == shape)
-        assert fits(done.content), done.content
+        fits = [fits for grammar, fits in SHAPES.values() if grammar == shape]
+        assert all(fit(done.content) for fit in fits), done.content
     if ask.choice == "none":
         assert not done.tool_calls and ids.tool_open not in done.token_ids
     if ask.choice not in ("auto", "none") and not ask.cuts:

@@ -65,6 +65,9 @@ class HashRunner:
         self.tokens = [[0] * pool.block_size for _ in range(pool.num_blocks)]
         self._chunks: list[tuple[EngineSequence, int]] = []  # and the context's length before a draft
 
+    def release(self) -> None:
+        """Nothing is kept."""
+
     def forward(self, chunks: Sequence[Chunk]) -> None:
         """Write the new tokens and the drafts, into blocks that are their sequence's alone."""
         self._chunks = []

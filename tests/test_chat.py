@@ -7,6 +7,7 @@ with the bundled vocabulary. Out: contracts. Does not know: what the tokens mean
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import time
@@ -143,6 +144,28 @@ def test_what_was_applied_comes_back_with_its_source(llm: LLM):
     assert report("Hi", Thinking(mode="off", source="reasoning_effort")) == ("off", "reasoning_effort")
 
 
+def test_nobody_is_harmed_by_a_steering_call_that_was_given_up(llm: LLM):
+    with llm.stream("Hi", draw(max_tokens=400), OFF) as stream:
+        future = llm.engine.call(lambda: None)
+        future.cancel()
+        assert stream.result().finish_reason in ("stop", "length")
+
+
+def test_a_dropped_async_stream_is_aborted(llm: LLM):
+    async def run() -> None:
+        stream = AsyncLLM(llm).stream("Hi", draw(max_tokens=1900, ignore_eos=True), OFF)
+        await anext(stream)
+        seq = stream.seq
+        del stream
+        gc.collect()
+        while seq is not None and seq.finish_reason is None:
+            await asyncio.sleep(0.005)
+        assert seq is not None and seq.finish_reason == "abort" and seq.num_new < 1900
+
+    asyncio.run(run())
+    assert at_rest(llm)
+
+
 # --- tool calls ---
 
 
@@ -186,6 +209,15 @@ def test_a_call_begun_inside_a_thought_closes_the_thought_first(llm: LLM):
     assert done.tool_calls
 
 
+def test_a_required_call_that_began_inside_the_thought_is_not_made_twice(llm: LLM):
+    ids = llm.requests.ids
+    done = llm.chat("Hi", draw(3, logit_bias={ids.tool_open: 6.0}), ON, [SAY], "required")
+    at = done.token_ids.index(ids.tool_open)
+    assert ids.think_close in done.token_ids[:at] and done.sampled[at]
+    forced = [t for t, sampled in zip(done.token_ids, done.sampled, strict=True) if not sampled]
+    assert ids.tool_open not in forced
+
+
 def test_a_call_cut_off_is_returned_as_content_with_its_reason(llm: LLM):
     done = llm.chat("Hi", draw(max_tokens=4), OFF, [ADD], "required")
     assert done.finish_reason == "length"
@@ -217,6 +249,14 @@ def test_the_answer_obeys_its_grammar_in_both_modes_and_the_thought_does_not(llm
             assert isinstance(json.loads(done.content)["n"], int)
     lark = Grammar("lark", 'start: "yes" | "no"')
     assert llm.chat("Hi", draw(grammar=lark), wish).content in ("yes", "no")
+
+
+def test_newlines_that_a_grammar_asks_for_are_part_of_the_answer(llm: LLM):
+    for wish in (ON, OFF):
+        assert llm.chat("Hi", draw(grammar=Grammar("regex", r"\n\n(yes|no)")), wish).content in (
+            "\n\nyes",
+            "\n\nno",
+        )
 
 
 def test_a_grammar_that_cannot_be_enforced_is_refused_in_one_line(llm: LLM):
@@ -300,6 +340,13 @@ def test_stop_token_ids_end_the_answer_and_not_the_thought(llm: LLM):
     assert (cut.finish_reason, cut.kinds[-1]) == ("stop", None)
 
 
+def test_a_stop_string_that_never_comes_changes_nothing(llm: LLM):
+    for seed in range(8):
+        free = llm.chat("Hi", draw(seed, max_tokens=400), OFF)
+        stop = free.content[:2] + "\0"  # what is held back for it is text all the same
+        assert llm.chat("Hi", draw(seed, max_tokens=400, stop=(stop,)), OFF).content == free.content
+
+
 def test_ignoring_the_end_of_the_turn_goes_on_with_text(llm: LLM):
     done = llm.chat("Hi", draw(6, ignore_eos=True, max_tokens=150), OFF)
     assert (done.finish_reason, len(done.token_ids)) == ("length", 150)
@@ -310,6 +357,43 @@ def test_ids_outside_the_vocabulary_are_refused(llm: LLM):
     for params in (draw(logit_bias={999999: 1.0}), draw(stop_token_ids=(999999,))):
         with pytest.raises(UsageError, match="999999"):
             llm.chat("Hi", params, OFF)
+
+
+def test_values_of_a_wrong_type_are_refused_at_the_door(llm: LLM):
+    wrong = {
+        "logprobs=1.5": lambda: SamplingParams(logprobs=1.5),
+        "max_tokens='8'": lambda: SamplingParams(max_tokens="8"),
+        "stop='END'": lambda: SamplingParams(stop="END"),
+        "stop=\\(5,\\)": lambda: SamplingParams(stop=(5,)),
+        "2.5 is|=2.5": lambda: SamplingParams(stop_token_ids=(2.5,)),
+        "budget=1.5": lambda: Thinking(budget=1.5),
+        "prompt 0 holds id 1.0": lambda: llm.generate([[1.0]]),
+        "params is dict": lambda: llm.chat("Hi", {"max_tokens": 3}),
+        "thinking is str": lambda: llm.chat("Hi", None, "on"),
+        "tool_choice=None": lambda: llm.chat("Hi", None, None, [SAY], None),
+        "control token": lambda: llm.chat("Hi", draw(stop_token_ids=(llm.requests.ids.tool_open,))),
+        "backend='gpu'": lambda: EngineConfig(backend="gpu").resolve(llm.config, 10**9, 1),
+        "max_context=0": lambda: EngineConfig(max_context=0).resolve(llm.config, 10**9, 1),
+    }
+    for words, call in wrong.items():
+        with pytest.raises(UsageError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_opens_the_thought_itself_obeys_the_switch_in_the_text(tmp_path: Path):
+    path = chat_checkpoint(tmp_path, max_position_embeddings=4096)
+    template = path / "chat_template.jinja"
+    plain, tail = (
+        template.read_text(),
+        "{%- if enable_thinking is not defined or enable_thinking %}<think>\n{%- endif %}",
+    )
+    template.write_text(plain + tail)
+    with LLM(path, config=CONFIG) as llm:
+        assert llm.template.modes == ("hybrid", True)
+        assert llm.chat("Hi", draw(max_tokens=40)).reasoning
+        done = llm.chat("Hi /no_think", draw(max_tokens=4))
+        assert (done.reasoning, done.thinking.mode, done.thinking.source) == ("", "off", "/no_think")
 
 
 def test_speculation_changes_no_token(llm: LLM, tmp_path: Path):

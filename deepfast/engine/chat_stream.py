@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -122,15 +123,17 @@ class AsyncChatStream(Request):
 
     def __init__(self, engine: Engine, owner: object, encode_hint: Callable[[str], list[int]]) -> None:
         super().__init__(engine, owner, encode_hint)
-        self._loop = asyncio.get_running_loop()
         self._deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
+        loop, deltas, this = asyncio.get_running_loop(), self._deltas, weakref.ref(self)
 
-    def emit(self, delta: Delta | None) -> None:
-        """Called from the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
-        except RuntimeError:  # the loop is gone, and with it whoever was reading
-            pass
+        def emit(delta: Delta | None) -> None:  # holds no stream: one that nobody reads must go, and abort
+            try:
+                loop.call_soon_threadsafe(deltas.put_nowait, delta)
+            except RuntimeError:  # the loop is gone, and with it whoever was reading
+                if (stream := this()) is not None:
+                    stream.cancel()
+
+        self.emit: Emit = emit
 
     def __aiter__(self) -> AsyncChatStream:
         """Deltas, then the Completion."""
@@ -156,6 +159,14 @@ class AsyncChatStream(Request):
             if isinstance(item, Completion):
                 return item
         return self.completion
+
+    async def __aenter__(self) -> AsyncChatStream:
+        """`async with model.stream(...) as stream:` aborts the request when the block is left early."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Abort the request unless it has ended."""
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Abort the request unless it has ended."""

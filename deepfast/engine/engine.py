@@ -110,6 +110,7 @@ class Engine:
             return StepOutput([], 0, len(self.scheduler.running))
         self.runner.forward(chunks)
         advance(chunks, self.runner.sample)
+        self.runner.release()
         finished = self.scheduler.update(chunks)
         computed = sum(chunk.num_tokens + len(chunk.draft) for chunk in chunks)
         return StepOutput(finished, computed, len(self.scheduler.running))
@@ -122,6 +123,8 @@ class Engine:
         for seq in added:
             self.scheduler.add(seq)
         for function, future in calls:
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(function())
             except Exception as error:

@@ -211,6 +211,16 @@ class AsyncLLM:
         """Deltas as they come, then the Completion. Closing the stream aborts the request."""
         return self.fork_streams(messages, [Variant(params, thinking)], tools, tool_choice)[0]
 
+    async def fork(
+        self,
+        messages: Messages,
+        variants: abc.Sequence[Variant],
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+    ) -> list[Completion]:
+        """As LLM.fork."""
+        return [await s.result() for s in self.fork_streams(messages, variants, tools, tool_choice)]
+
     def fork_streams(
         self,
         messages: Messages,

@@ -20,16 +20,25 @@ KINDS: dict[Phase, DeltaKind] = {Phase.THINK: "reasoning", Phase.ANSWER: "conten
 
 
 class Output:
-    """The output of one request. call_ids: what the ids of its tool calls begin with."""
+    """The output of one request. call_ids: what the ids of its tool calls begin with. strip: the content
+    loses its leading newlines."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], emit: Emit, call_ids: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...],
+        emit: Emit,
+        call_ids: str,
+        *,
+        strip: bool = True,
+    ) -> None:
         self.emit = emit
         self.sampled: list[bool] = []  # per new token: sampled (train on it) or forced
         self.kinds: list[DeltaKind | None] = []
         self.logprobs: list[TokenLogprob | None] = []
         self.tool_calls: list[ToolCall] = []
         self.malformed: list[str] = []
-        self._stream = Stream(tokenizer, stop)
+        self._stream = Stream(tokenizer, stop, strip=strip)
         self._call_ids, self._num_calls = call_ids, 0
         self._call: ToolCallParser | None = None  # the call that is open
         self._kind: DeltaKind | None = None

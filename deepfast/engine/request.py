@@ -12,6 +12,7 @@ from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -97,23 +98,31 @@ class RequestBuilder:
     ) -> Sequence:
         """A sequence for the assistant's next turn. Raises UsageError (ControlError, ContextError) if it
         cannot run."""
-        turns, tools, asked = conversation.turns, conversation.tools, thinking or Thinking()
-        plan = resolve_thinking(asked, self.template.modes.kind, turns)
+        turns, tools = conversation.turns, conversation.tools
+        asked = Thinking() if thinking is None else thinking
+        if not isinstance(asked, Thinking):
+            raise UsageError(f"thinking is {type(asked).__name__}. Give Thinking(...), or None.")
+        kind, opens = self.template.modes
+        plan = resolve_thinking(asked, kind, turns, opens=opens)
         prompt = self.template.encode(turns, tools=tools, enable_thinking=plan.enable_thinking)
         must_call = self._must_call(tool_choice, tools)
         machine = PhaseMachine(self.ids, prompt)
-        opens = plan.open_thought or (must_call and plan.thinks)
-        if opens and machine.phase is not Phase.THINK and machine.may_open:
+        wants = plan.open_thought or (must_call and plan.thinks)
+        if wants and machine.phase is not Phase.THINK and machine.may_open:
             prompt += self._encode(OPENING)
         resolved = self._resolved(params, thinks=plan.thinks)
         max_new = self._max_new(len(prompt), resolved.max_tokens)
+        if wrong := self.ids.all.intersection(resolved.stop_token_ids) - self.ids.stops:
+            raise UsageError(
+                f"stop_token_ids holds {min(wrong)}, a control token of thoughts or tools. Leave it out."
+            )
         if must_call and max_new == 1:
             raise ContextError(
                 "max_tokens=1 can not hold a tool call. Allow more, or use tool_choice='auto'."
             )
         machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
         machine.may_open &= not must_call
-        budget = self._budget(asked, plan, turns, max_new)
+        budget = self._budget(asked, plan, turns, max_new, opened=machine.phase is Phase.THINK)
         watched = budget is not None and asked.on_loop == "close"
         named = tool_choice if tool_choice not in ("auto", "none", "required") else None
         ends = frozenset() if self.ids.tool_close is None else frozenset({self.ids.tool_close})
@@ -136,7 +145,8 @@ class RequestBuilder:
         self, prompt: abc.Sequence[int], params: SamplingParams | None, emit: Emit, number: int = 0
     ) -> Sequence:
         """Ids in, ids out: no template, no control. Raises UsageError, naming prompt `number`."""
-        bad = [token for token in prompt if not 0 <= token < self.vocab_size]
+        whole = (isinstance(token, Integral) and 0 <= token < self.vocab_size for token in prompt)
+        bad = [token for token, good in zip(prompt, whole, strict=True) if not good]
         if not prompt or bad:
             what = f"holds id {bad[0]}" if bad else "is empty"
             raise UsageError(f"prompt {number} {what}. Give ids from 0 to {self.vocab_size - 1}.")
@@ -175,11 +185,15 @@ class RequestBuilder:
     def _must_call(self, choice: ToolChoice, tools: Tools | None) -> bool:
         if choice in ("auto", "none"):
             return False
+        if not isinstance(choice, str):
+            raise UsageError(f"tool_choice={choice!r} is no text. Use 'auto', 'none', 'required' or a name.")
         if not tools:
             raise UsageError(f"tool_choice={choice!r} needs tools. Give some, or use 'auto'.")
         return True
 
     def _resolved(self, params: SamplingParams | None, *, thinks: bool) -> SamplingParams:
+        if params is not None and not isinstance(params, SamplingParams):
+            raise UsageError(f"params is {type(params).__name__}. Give SamplingParams(...), or None.")
         resolved = resolve_sampling(params or SamplingParams(), thinking=thinks)
         for name, ids in (("logit_bias", resolved.logit_bias), ("stop_token_ids", resolved.stop_token_ids)):
             if bad := [token for token in ids if not 0 <= token < self.vocab_size]:
@@ -189,12 +203,14 @@ class RequestBuilder:
             raise UsageError("ignore_eos and a grammar contradict each other: a whole answer ends. Drop one.")
         return resolved
 
-    def _budget(self, asked: Thinking, plan: Plan, turns: list[Message], max_new: int) -> Budget | None:
+    def _budget(
+        self, asked: Thinking, plan: Plan, turns: list[Message], max_new: int, *, opened: bool
+    ) -> Budget | None:
         """None where the model has no thoughts, or need not think and has no room for it."""
         if self.template.modes.kind == "no_think":
             return None
         texts = self._texts(turns)
-        if not plan.thinks and not Budget.fits(max_new, asked.answer_reserve, texts):
+        if not opened and not plan.thinks and not Budget.fits(max_new, asked.answer_reserve, texts):
             return None
         return Budget(
             asked.budget,
@@ -243,6 +259,7 @@ class RequestBuilder:
         after: After | None,
     ) -> Sequence:
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        output = Output(self.tokenizer, params.stop, emit, f"call_{seed % 2**32:08x}")
+        strip = params.grammar is None
+        output = Output(self.tokenizer, params.stop, emit, f"call_{seed % 2**32:08x}", strip=strip)
         speculator = Speculator(prompt) if self.settings.speculation else None
         return Sequence(prompt, params, max_new, seed, machine, output, guide, speculator, after=after)

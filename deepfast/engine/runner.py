@@ -62,6 +62,10 @@ class Runner:
                 found[i] = self._logprob(logits, i, tokens[i], top)
         return [Sampled(*pair) for pair in zip(tokens, found, strict=True)]
 
+    def release(self) -> None:
+        """Forget the pass: its sequences belong to their callers, its logits to nobody."""
+        self._chunks, self._starts, self._logits = (), [], None
+
     def _sample_alone(self, logits: Array, row: int, seq: Sequence, args: SampleArgs) -> int:
         """One row's token; a failure finishes its sequence, which then takes no notice of the token."""
         try:

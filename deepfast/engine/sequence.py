@@ -226,7 +226,6 @@ class Sequence:
         call = self.machine.ids.tool_open
         if guide.must_call and self.machine.phase is Phase.ANSWER and not self.machine.may_open:
             assert call is not None
-            guide.must_call = False
             self._force((call,))
             if self.num_new >= self.max_new:
                 self.finish("length")
@@ -237,7 +236,9 @@ class Sequence:
 
     def _force(self, tokens: Iterable[int]) -> None:
         for token in tokens:
-            self._route(token, sampled=False)
+            # What is forced into an answer with a grammar leads up to it and is no part of it.
+            silent = self.machine.phase is Phase.ANSWER and self.guide is not None and bool(self.guide.answer)
+            self._route(token, sampled=False, silent=silent)
 
     def _route(
         self, token: int, *, sampled: bool, logprob: TokenLogprob | None = None, silent: bool = False
@@ -278,8 +279,9 @@ class Sequence:
             self.thought_ended = now
             if self.thinking_stop == "none":
                 self.thinking_stop = "natural"
-        if after is Phase.TOOL and self.guide is not None and self.guide.tool_call is not None:
-            self.call = self.guide.tool_call.matcher()
+        if after is Phase.TOOL and self.guide is not None:
+            self.guide.must_call = False
+            self.call = self.guide.tool_call.matcher() if self.guide.tool_call is not None else None
 
     # --- live steering, between two steps ---
 

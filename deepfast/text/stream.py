@@ -1,9 +1,9 @@
 """Token ids with their kind -> typed deltas, piece by piece; the whole answer is the pieces, joined.
 
 In: (token id, kind) one at a time; kind None is a delimiter or a stop, which has no text. Out: deltas.
-Reasoning loses its outer newlines, content its leading ones; stop strings act in content only. What may be
-cut or stripped is held back: half a character, the start of a stop string, newlines after the reasoning.
-Does not know: phases, control tokens, JSON.
+Reasoning loses its outer newlines, content its leading ones (unless `strip` is False); stop strings act in
+content only. What may be cut or stripped is held back: half a character, the start of a stop string, newlines
+after the reasoning. Does not know: phases, control tokens, JSON.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .tokenizer import Tokenizer
 class Stream:
     """The output of one request. `stopped`: a stop string was completed, the content is cut before it."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, strip: bool = True) -> None:
         self.stopped = False
         self._detokenizer = tokenizer.detokenizer()
-        self._stop = stop
+        self._stop, self._strip = stop, strip
         self._kind: DeltaKind | None = None
         self._held: dict[DeltaKind, str] = {"reasoning": "", "content": "", "tool_call": ""}
         self._texts: dict[DeltaKind, list[str]] = {"reasoning": [], "content": [], "tool_call": []}
@@ -49,10 +49,10 @@ class Stream:
         return "".join(self._texts[kind])
 
     def has_text(self, kind: DeltaKind) -> bool:
-        """Is there more than white space among the deltas of one kind?"""
+        """Is there more than white space in one kind, counting what is held back?"""
         if kind not in self._visible and any(text.strip() for text in self._texts[kind]):
             self._visible.add(kind)
-        return kind in self._visible
+        return kind in self._visible or bool(self._held[kind].strip())
 
     def _close(self) -> list[Delta]:
         """The current kind ends here: give out what it holds, except newlines at the end of the reasoning."""
@@ -71,7 +71,7 @@ class Stream:
         if kind == "tool_call":
             return self._give(kind, text)
         text = self._held[kind] + text
-        if not self._texts[kind]:
+        if not self._texts[kind] and (self._strip or kind == "reasoning"):
             text = text.lstrip("\n")
         end = len(text.rstrip("\n")) if kind == "reasoning" else self._end_of_content(text)
         self._held[kind] = "" if self.stopped else text[end:]

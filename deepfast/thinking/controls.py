@@ -37,8 +37,9 @@ class Plan(NamedTuple):
     source: str
 
 
-def resolve(thinking: Thinking, kind: ModelKind, messages: Iterable[Message]) -> Plan:
-    """The plan for this request. Raises ControlError when the model can not obey."""
+def resolve(thinking: Thinking, kind: ModelKind, messages: Iterable[Message], *, opens: bool = False) -> Plan:
+    """The plan for this request. opens: the template itself opens a thought when it is told nothing, so that
+    a switch in the text must be passed on to it. Raises ControlError when the model can not obey."""
     mode, source = thinking.mode, thinking.source
     told = f" ({source})" if source else ""
     wants = {name: getattr(thinking, name) for name in ("budget", "min_tokens", "soft_landing")}
@@ -65,7 +66,8 @@ def resolve(thinking: Thinking, kind: ModelKind, messages: Iterable[Message]) ->
         )
     if switch is None:
         return Plan(None, open_thought=False, thinks=True, source=source or "default")
-    return Plan(None, open_thought=False, thinks=switch, source="/think" if switch else "/no_think")
+    told_template = switch if opens else None
+    return Plan(told_template, open_thought=False, thinks=switch, source="/think" if switch else "/no_think")
 
 
 def last_switch(messages: Iterable[Message]) -> bool | None:

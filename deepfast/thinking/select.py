@@ -17,7 +17,8 @@ from ..types import Completion, ToolCall, UsageError
 
 Score = Callable[[Completion], float]
 
-_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}\b)?"
+# Atomic: a comma inside a number and one between two are told apart once, not tried both ways for each.
+_NUMBER = r"(?>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}\b)?"
 _VALUE = rf"[-+]?{_NUMBER}(?:/{_NUMBER})?"
 _LIST = rf"{_VALUE}(?:(?:\s*,\s*(?:and\s+)?|\s+and\s+){_VALUE})*"
 _UNIT = (
