@@ -6,7 +6,8 @@ a given text. Ours goes through LLM.stream, from messages to the first token dra
 to rest after the last turn (--at-once: without waiting). llama.cpp goes through Llama.generate, which keeps
 the longest common beginning, with its flash attention off and on. Turn by turn, one after the other.
 Out: a line for each turn, with the share of the machine that other processes used at the time, and medians of
-the turns after the first that were not disturbed by them; with --json, JSON in the last line. Does not know: quality.
+the turns after the first that were not disturbed by them; with --json, JSON in the last line. Does not know:
+quality.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def line_of(row: dict[str, Any], models: list[str]) -> str:
 
 
 def main() -> None:
-    """Load both engines, hold the conversation, print the medians of the undisturbed turns after the first."""
+    """Load both engines, hold the conversation, print medians of the undisturbed turns."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

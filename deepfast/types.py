@@ -88,6 +88,10 @@ class Grammar:
         """Refuse an unknown kind, by name."""
         if self.kind not in ("json_schema", "regex", "lark"):
             raise UsageError(f"grammar kind {self.kind!r} is unknown. Use 'json_schema', 'regex' or 'lark'.")
+        if not isinstance(self.source, str):
+            raise UsageError(
+                f"a grammar's source is {type(self.source).__name__}. Give text (json.dumps(...))."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +100,10 @@ class SamplingParams:
 
     temperature 0 is greedy. top_k 0 is off, top_p 1 is off, min_p 0 is off. presence and frequency penalties
     count generated tokens only; repetition_penalty (1 is off) counts the prompt too, as in transformers.
-    stop strings and stop_token_ids end an answer that has begun; inside a thought they have no effect (with
-    ids in, ids out, stop_token_ids end everything).
-    ignore_eos goes on after the end of the turn. logprobs: the log-probabilities (before temperature and
-    penalties) of every sampled token and of so many alternatives. grammar: what the answer must match.
+    stop strings and stop_token_ids end the answer; inside a thought they have no effect (but with ids in, ids
+    out, stop_token_ids end everything). ignore_eos goes on after the end of the turn. logprobs: the
+    log-probabilities (before temperature and penalties) of every sampled token and of so many alternatives.
+    grammar: what the answer must match.
     Raises UsageError when a value is out of its range.
     """
 
@@ -144,6 +148,8 @@ class SamplingParams:
             _check_whole(name, getattr(self, name))
         if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop={self.stop!r} is not a tuple of strings. Use stop=('text',).")
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise UsageError(f"grammar is {type(self.grammar).__name__}. Give Grammar('json_schema', '...').")
         for token in (*self.stop_token_ids, *self.logit_bias):
             _check_whole("a token id in stop_token_ids or logit_bias", token)
         if self.top_p == 0.0:
@@ -162,7 +168,8 @@ class Thinking:
 
     mode: "on" and "off" are hard switches, "auto" follows the model's default and /think, /no_think in the
     text. budget: at most so many tokens inside the thought (None: no limit of its own; 0 closes it at once).
-    min_tokens: a thought that would end earlier goes on with "Wait", a limited number of times.
+    min_tokens: a thought that would end earlier goes on with "Wait", a limited number of times, while that
+    fits its limits.
     answer_reserve: tokens kept free for the answer before max_tokens or the context ends (None: the default).
     soft_landing: over so many tokens before its limit the thought is led to its end by a growing bias (0:
     off). on_loop: what happens when the thought repeats itself. source: the spelling that a client used.
@@ -238,7 +245,8 @@ class ThinkingReport:
     or the request ended inside it).
 
     mode: "on" or "off", as put in force ("auto" for ids in, ids out). source: the control that decided
-    ("enable_thinking", "/no_think", "mode", ...) or "default". waits: how often the thought was extended.
+    ("enable_thinking", "/no_think", "mode", ...) or "default". budget: as asked; stop is "budget" too where
+    the answer's reserve was the limit. waits: how often the thought was extended.
     """
 
     mode: Mode = "auto"

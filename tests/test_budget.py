@@ -9,7 +9,7 @@ from text_fixtures import qwen
 
 from deepfast.config import ANSWER_RESERVE, MAX_WAITS
 from deepfast.thinking.budget import Budget, Texts
-from deepfast.thinking.sentences import CLOSE, TABLE, Sentences, language_of, stop_sentence, wait_text
+from deepfast.thinking.sentences import CLOSE, TABLE, Sentences, language_of
 from deepfast.types import ContextError, ControlError, ModelError, UsageError
 
 SHUT = 91
@@ -225,26 +225,26 @@ def test_a_thought_can_be_extended_while_it_runs():
 def test_the_english_sentence_in_tokens():
     """As many tokens as the documentation of Qwen3 says, and the closing id is in it."""
     shut = qwen().control_id("</think>")
-    assert len(qwen().encode(stop_sentence(), control=True)) == 24
+    assert len(qwen().encode(Sentences().stop("en"), control=True)) == 24
     assert qwen().encode(CLOSE, control=True) == [198, shut, 271]
-    assert qwen().encode(stop_sentence(), control=True)[-2:] == [shut, 271]
+    assert qwen().encode(Sentences().stop("en"), control=True)[-2:] == [shut, 271]
 
 
 @pytest.mark.parametrize("language", TABLE)
 def test_every_language_closes_the_thought_once(language):
     """The last control token of the text is the only one; a wait has none; the language is its own."""
     shut = qwen().control_id("</think>")
-    for text, expected in ((stop_sentence(language), [shut]), (wait_text(language), [])):
+    for text, expected in ((Sentences().stop(language), [shut]), (Sentences().wait(language), [])):
         assert text.startswith("\n")
         found = qwen().encode(text, control=True)
         assert [token for token in found if token in qwen().control_ids] == expected
-    assert stop_sentence(language).endswith(CLOSE)
+    assert Sentences().stop(language).endswith(CLOSE)
     assert language_of(TABLE[language][0]) == language
 
 
 def test_an_unknown_language_gets_english():
     """So does a model that has only English."""
-    assert stop_sentence("tlh") == stop_sentence("en")
+    assert Sentences().stop("tlh") == Sentences().stop("en")
     assert Sentences({"en": ("Stop.", "Wait")}).stop("zh") == "\n\nStop.\n</think>\n\n"
     assert Sentences.close == CLOSE
 
@@ -292,7 +292,7 @@ def test_any_text_has_a_language_of_the_table(text):
 
 def test_a_model_may_bring_its_own_sentences(tmp_path):
     """What its file does not list is English, not our table."""
-    assert Sentences.from_dir(tmp_path).stop("zh") == stop_sentence("zh")
+    assert Sentences.from_dir(tmp_path).stop("zh") == Sentences().stop("zh")
     own = {"stop": {"en": "Enough.", "de": "Genug."}, "wait": {"en": "Hold on", "de": "Halt"}}
     (tmp_path / "thinking.json").write_text(json.dumps(own), encoding="utf-8")
     sentences = Sentences.from_dir(tmp_path)

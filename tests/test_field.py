@@ -29,7 +29,8 @@ ON, OFF = Thinking(mode="on"), Thinking(mode="off")
 WILD = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, seed=1, max_tokens=160)
 NUMBER = Grammar(
     "json_schema",
-    '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}',
+    '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],'
+    ' "additionalProperties": false}',
 )
 SENTENCE = "Considering the limited time"
 

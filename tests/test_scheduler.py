@@ -131,7 +131,7 @@ class Workload:
         scheduler = self.engine.scheduler
         before = {seq: len(seq.tokens) for seq in self.sequences}
         running, preempted = len(scheduler.running), scheduler.num_preempted
-        finished, computed, _ = self.engine.step()
+        finished, computed = self.engine.step()
         assert computed <= scheduler.max_batch_tokens
         if back := scheduler.num_preempted - preempted:
             left = running - back - len(finished)

@@ -27,7 +27,6 @@ class StepOutput(NamedTuple):
 
     finished: list[Sequence]
     num_computed: int  # tokens run in this step, drafts included
-    num_running: int
 
 
 class Engine:
@@ -107,13 +106,13 @@ class Engine:
             self._take_idle_job()
         chunks = self.scheduler.schedule()
         if not chunks:
-            return StepOutput([], 0, len(self.scheduler.running))
+            return StepOutput([], 0)
         self.runner.forward(chunks)
         advance(chunks, self.runner.sample)
         self.runner.release()
         finished = self.scheduler.update(chunks)
         computed = sum(chunk.num_tokens + len(chunk.draft) for chunk in chunks)
-        return StepOutput(finished, computed, len(self.scheduler.running))
+        return StepOutput(finished, computed)
 
     def _take_in(self) -> None:
         with self._wake:

@@ -22,14 +22,15 @@ from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig
 from ..model import hub
 from ..model.decoder import Decoder
 from ..model.weights import Checkpoint
-from ..text.template import ChatTemplate
+from ..text.messages import Messages
+from ..text.template import ChatTemplate, Tools
 from ..text.tokenizer import Tokenizer
 from ..thinking.phases import ControlIds
 from ..types import Completion, SamplingParams, Thinking, ToolChoice, UsageError, Variant
 from .chat_stream import AsyncChatStream, ChatStream
 from .engine import Engine
 from .kv_cache import BlockPool
-from .request import After, Conversation, Messages, RequestBuilder, Tools
+from .request import After, Conversation, RequestBuilder
 from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Sequence

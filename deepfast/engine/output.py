@@ -79,11 +79,10 @@ class Output:
             self._end_call(closed=after is Phase.ANSWER)
 
     def finish(self) -> None:
-        """Nothing follows."""
+        """Nothing follows: give out what is held back."""
         self._change(None)
         if self._call is not None:
             self._end_call(closed=False)
-        self.emit(None)
 
     def _change(self, kind: DeltaKind | None) -> None:
         """A run of tokens of one kind is over: give out what is held back of its text."""
@@ -105,6 +104,7 @@ class Output:
             if self._unsent:
                 self._emit(Delta("tool_call", "", index=self._num_calls - 1))
             return
+        self._num_calls -= not parser.begun  # nobody has seen this index: the next call takes it
         self.malformed.append(parser.reason)
         self._unsent_kind = "content"
         ending = "</tool_call>" if closed else ""

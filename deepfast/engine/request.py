@@ -10,16 +10,16 @@ from __future__ import annotations
 import secrets
 from collections import abc
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
-from ..text.grammar import Grammars
-from ..text.messages import as_messages
-from ..text.template import ChatTemplate
+from ..text.grammar import Compiled, Grammars
+from ..text.messages import Messages, as_messages
+from ..text.template import ChatTemplate, Tools
 from ..text.tokenizer import Tokenizer
 from ..thinking.budget import Budget, Texts
 from ..thinking.controls import Plan
@@ -30,7 +30,6 @@ from ..thinking.sentences import Sentences, language_of
 from ..types import (
     ContextError,
     Message,
-    Mode,
     Role,
     SamplingParams,
     Thinking,
@@ -41,8 +40,6 @@ from .output import Emit, Output
 from .sequence import Guide, Sequence
 from .speculate import Speculator
 
-Messages = str | abc.Sequence[Message] | abc.Sequence[Mapping[str, Any]]
-Tools = abc.Sequence[Mapping[str, Any]]
 After = Callable[[Sequence], None]
 OPENING, LEAD_IN = "<think>\n", "\n\n"  # how Qwen3 opens a thought, and what it writes before the answer
 
@@ -85,7 +82,12 @@ class RequestBuilder:
             raise UsageError("this model's vocabulary has no <tool_call>: it cannot use tools.")
         if tools and not self.template.reads_tools:
             raise UsageError("this model's chat template ignores tools. Leave them out.")
-        return Conversation(as_messages(messages), tools or None)
+        if wrong := [tool for tool in tools or () if not isinstance(tool, Mapping)]:
+            raise UsageError(
+                f"a tool is {type(wrong[0]).__name__}. Give schemas in the OpenAI shape, as dicts."
+            )
+        # Ours alone: it is rendered once more when the turn has ended.
+        return Conversation(as_messages(messages), deepcopy(list(tools)) if tools else None)
 
     def chat(
         self,
@@ -98,48 +100,63 @@ class RequestBuilder:
     ) -> Sequence:
         """A sequence for the assistant's next turn. Raises UsageError (ControlError, ContextError) if it
         cannot run."""
-        turns, tools = conversation.turns, conversation.tools
         asked = Thinking() if thinking is None else thinking
         if not isinstance(asked, Thinking):
             raise UsageError(f"thinking is {type(asked).__name__}. Give Thinking(...), or None.")
+        must_call = self._must_call(tool_choice, conversation.tools)
         kind, opens = self.template.modes
-        plan = resolve_thinking(asked, kind, turns, opens=opens)
-        prompt = self.template.encode(turns, tools=tools, enable_thinking=plan.enable_thinking)
-        must_call = self._must_call(tool_choice, tools)
-        machine = PhaseMachine(self.ids, prompt)
-        wants = plan.open_thought or (must_call and plan.thinks)
-        if wants and machine.phase is not Phase.THINK and machine.may_open:
-            prompt += self._encode(OPENING)
+        plan = resolve_thinking(asked, kind, conversation.turns, opens=opens)
+        prompt = self._prompt(conversation, plan, must_call)
         resolved = self._resolved(params, thinks=plan.thinks)
         max_new = self._max_new(len(prompt), resolved.max_tokens)
-        if wrong := self.ids.all.intersection(resolved.stop_token_ids) - self.ids.stops:
-            raise UsageError(
-                f"stop_token_ids holds {min(wrong)}, a control token of thoughts or tools. Leave it out."
-            )
-        if must_call and max_new == 1:
-            raise ContextError(
-                "max_tokens=1 can not hold a tool call. Allow more, or use tool_choice='auto'."
-            )
+        self._check_room(resolved, max_new, must_call)
         machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
         machine.may_open &= not must_call
-        budget = self._budget(asked, plan, turns, max_new, opened=machine.phase is Phase.THINK)
-        watched = budget is not None and asked.on_loop == "close"
-        named = tool_choice if tool_choice not in ("auto", "none", "required") else None
-        ends = frozenset() if self.ids.tool_close is None else frozenset({self.ids.tool_close})
-        mode: Mode = "on" if plan.thinks else "off"
+        opened = machine.phase is Phase.THINK
+        budget = self._budget(asked, plan, conversation.turns, max_new, opened=opened)
         guide = Guide(
-            mode=mode,
+            mode="on" if plan.thinks else "off",
             source=plan.source,
             budget=budget,
-            loops=LoopGuard() if watched else None,
+            loops=LoopGuard() if budget is not None and asked.on_loop == "close" else None,
             answer=self._grammars.answer(resolved.grammar).matcher() if resolved.grammar else None,
-            tool_call=self._grammars.tool_call(tools, named, ends=ends) if tools else None,
-            allow_calls=tool_choice != "none" and not (resolved.grammar and not tools),
+            tool_call=self._tool_grammar(conversation.tools, tool_choice),
+            allow_calls=tool_choice != "none" and not (resolved.grammar and not conversation.tools),
             must_call=must_call,
             after_thought=self._encode(LEAD_IN),
             blank_ids=self.tokenizer.blank_ids,
         )
         return self._sequence(prompt, resolved, max_new, machine, guide, emit, after)
+
+    def _prompt(self, conversation: Conversation, plan: Plan, must_call: bool) -> list[int]:
+        """The rendered conversation. Where the model would decide whether to think, but the thought is wanted
+        for sure, or a call must follow it, the thought is opened here."""
+        prompt = self.template.encode(
+            conversation.turns, tools=conversation.tools, enable_thinking=plan.enable_thinking
+        )
+        machine = PhaseMachine(self.ids, prompt)
+        wanted = plan.open_thought or (must_call and plan.thinks)
+        if wanted and machine.phase is not Phase.THINK and machine.may_open:
+            prompt += self._encode(OPENING)
+        return prompt
+
+    def _check_room(self, params: SamplingParams, max_new: int, must_call: bool) -> None:
+        if wrong := self.ids.all.intersection(params.stop_token_ids) - self.ids.stops:
+            raise UsageError(
+                f"stop_token_ids holds {min(wrong)}, a control token of thoughts or tools. Leave it out."
+            )
+        if must_call and max_new == 1:
+            raise ContextError(
+                "one new token can not hold a tool call. Allow more, or use tool_choice='auto'."
+            )
+
+    def _tool_grammar(self, tools: Tools | None, choice: ToolChoice) -> Compiled | None:
+        """What a call must match, if there is anything to call."""
+        if not tools:
+            return None
+        named = choice if choice not in ("auto", "none", "required") else None
+        ends = frozenset() if self.ids.tool_close is None else frozenset({self.ids.tool_close})
+        return self._grammars.tool_call(tools, named, ends=ends)
 
     def raw(
         self, prompt: abc.Sequence[int], params: SamplingParams | None, emit: Emit, number: int = 0
@@ -147,7 +164,7 @@ class RequestBuilder:
         """Ids in, ids out: no template, no control. Raises UsageError, naming prompt `number`."""
         whole = (isinstance(token, Integral) and 0 <= token < self.vocab_size for token in prompt)
         bad = [token for token, good in zip(prompt, whole, strict=True) if not good]
-        if not prompt or bad:
+        if len(prompt) == 0 or bad:
             what = f"holds id {bad[0]}" if bad else "is empty"
             raise UsageError(f"prompt {number} {what}. Give ids from 0 to {self.vocab_size - 1}.")
         resolved = self._resolved(params, thinks=True)
@@ -155,7 +172,7 @@ class RequestBuilder:
             raise UsageError("a grammar needs a chat: ids in, ids out knows no answer. Use chat().")
         max_new = self._max_new(len(prompt), resolved.max_tokens)
         machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
-        return self._sequence(list(prompt), resolved, max_new, machine, None, emit, None)
+        return self._sequence([int(token) for token in prompt], resolved, max_new, machine, None, emit, None)
 
     def next_turn(self, conversation: Conversation, seq: Sequence) -> Sequence | None:
         """The background sequence that computes what the next turn's prompt is sure to begin with: the
@@ -259,7 +276,8 @@ class RequestBuilder:
         after: After | None,
     ) -> Sequence:
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        strip = params.grammar is None
-        output = Output(self.tokenizer, params.stop, emit, f"call_{seed % 2**32:08x}", strip=strip)
+        # Clients match results to calls by id: another turn must give other ids, the same one the same.
+        call_ids = f"call_{hash((seed, *prompt)) % 2**32:08x}"
+        output = Output(self.tokenizer, params.stop, emit, call_ids, strip=params.grammar is None)
         speculator = Speculator(prompt) if self.settings.speculation else None
         return Sequence(prompt, params, max_new, seed, machine, output, guide, speculator, after=after)

@@ -176,10 +176,12 @@ class Sequence:
             self._react()
 
     def _is_stop(self, token: int) -> bool:
-        """Does a stop token id end the output here? In a chat only an answer that has begun."""
-        if token not in self.params.stop_token_ids:
-            return False
-        return self.guide is None or (self.machine.phase is Phase.ANSWER and not self.output.is_blank)
+        """Does a stop token id end the output here? In a chat only an answer, and not the empty line that
+        leads up to it."""
+        if token not in self.params.stop_token_ids or self.guide is None:
+            return token in self.params.stop_token_ids
+        begun = not self.output.is_blank or token not in self.guide.blank_ids()
+        return self.machine.phase is Phase.ANSWER and begun
 
     def _lead_in(self, token: int) -> None:
         """A grammar begins with the answer itself, so the empty line that models write before it is ours."""
@@ -322,10 +324,12 @@ class Sequence:
         """End the sequence once; later calls change nothing."""
         if self.finish_reason is not None:
             return
-        self.finish_reason, self.error, self.finished = reason, error, time.monotonic()
+        self.finished = time.monotonic()
         if self.machine.phase is Phase.THINK:
             self.thought_ended = self.finished
         self.output.finish()
+        self.error, self.finish_reason = error, reason  # from here on another thread may read the whole
+        self.output.emit(None)
         if self.after is not None:
             self.after(self)
 

@@ -36,8 +36,8 @@ NUMBER_ENDS = ("0", "digits", "fraction", "exponent")
 class ToolCallParser:
     """One call. However its text is split, the deltas joined are the same.
 
-    reason: why the text is no call (empty as long as it may be one). A call that had begun to stream is taken
-    back by a Delta with `malformed`; no deltas follow it.
+    reason: why the text is no call (empty as long as it may be one). begun: its head has been sent; such a
+    call is taken back by a Delta with `malformed`, and no deltas follow.
     """
 
     def __init__(self, index: int, call_id: str) -> None:
@@ -47,7 +47,7 @@ class ToolCallParser:
         self._raw: list[str] = []
         self._num_chars = 0
         self._json = _Json()
-        self._begun = False  # has the head been sent?
+        self.begun = False  # has the head been sent?
         self._sent = 0  # pieces of the arguments that were sent
 
     @property
@@ -84,8 +84,8 @@ class ToolCallParser:
         name, arguments = self._json.name, self._json.arguments
         if name is None:
             return []
-        deltas = [] if self._begun else [Delta("tool_call", "", self._index, self._id, name)]
-        self._begun = True
+        deltas = [] if self.begun else [Delta("tool_call", "", self._index, self._id, name)]
+        self.begun = True
         if len(arguments) > self._sent:
             deltas.append(Delta("tool_call", "".join(arguments[self._sent :]), self._index))
             self._sent = len(arguments)
@@ -93,7 +93,7 @@ class ToolCallParser:
 
     def _take_back(self, reason: str) -> list[Delta]:
         self.reason = reason
-        return [Delta("tool_call", "", self._index, malformed=reason)] if self._begun else []
+        return [Delta("tool_call", "", self._index, malformed=reason)] if self.begun else []
 
 
 class _Malformed(Exception):

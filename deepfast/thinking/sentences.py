@@ -139,16 +139,6 @@ class Sentences:
         return self._table.get(language, self._table[DEFAULT])
 
 
-def stop_sentence(language: str = DEFAULT) -> str:
-    """The text that stops a thought, </think> included; English for a language we do not have."""
-    return Sentences().stop(language)
-
-
-def wait_text(language: str = DEFAULT) -> str:
-    """The text that makes a thought go on; English for a language we do not have."""
-    return Sentences().wait(language)
-
-
 def language_of(text: str) -> str:
     """The language of a message: one of TABLE when that is clear, else "en".
 
