@@ -146,8 +146,13 @@ class SamplingParams:
                 )
         for name in ("top_k", "max_tokens", "seed", "logprobs"):
             _check_whole(name, getattr(self, name))
-        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+        for name in ("stop", "stop_token_ids"):
+            if not isinstance(getattr(self, name), tuple | list):
+                raise UsageError(f"{name}={getattr(self, name)!r} is not a tuple. Use {name}=(...,).")
+        if not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop={self.stop!r} is not a tuple of strings. Use stop=('text',).")
+        if not isinstance(self.logit_bias, Mapping):
+            raise UsageError(f"logit_bias={self.logit_bias!r} is no mapping. Use {{token id: bias}}.")
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise UsageError(f"grammar is {type(self.grammar).__name__}. Give Grammar('json_schema', '...').")
         for token in (*self.stop_token_ids, *self.logit_bias):
@@ -158,7 +163,8 @@ class SamplingParams:
             )
         if any(not text for text in self.stop):
             raise UsageError("stop holds an empty string, which would stop at once. Leave it out.")
-        if any(not -1e4 <= bias <= 1e4 for bias in self.logit_bias.values()):
+        biases = self.logit_bias.values()
+        if any(not isinstance(bias, Real) or not -1e4 <= float(bias) <= 1e4 for bias in biases):
             raise UsageError("logit_bias holds a value outside -10000 to 10000. Use -100 to ban a token.")
 
 

@@ -193,7 +193,7 @@ def test_the_budget_can_be_changed_while_the_thought_runs():
     other = make(41, 500)
     other.change(None)
     assert other.observe(41, 42) == ()
-    with pytest.raises(UsageError, match="budget=-1 is negative"):
+    with pytest.raises(UsageError, match="budget=-1 is no limit"):
         other.change(-1)
 
 

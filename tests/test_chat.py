@@ -251,6 +251,17 @@ def test_the_answer_obeys_its_grammar_in_both_modes_and_the_thought_does_not(llm
     assert llm.chat("Hi", draw(grammar=lark), wish).content in ("yes", "no")
 
 
+def test_with_tools_and_a_grammar_a_turn_is_calls_and_an_answer_of_that_form(llm: LLM):
+    ids, seen = llm.requests.ids, set()
+    for seed in range(12):
+        wish = draw(seed, grammar=Grammar("regex", "(yes|no)"), logit_bias={ids.tool_open: 4.0})
+        done = llm.chat("Hi", wish, OFF, [SAY])
+        assert done.finish_reason == ("tool_calls" if done.tool_calls else "stop")
+        assert done.content in (("", "yes", "no") if done.tool_calls else ("yes", "no"))
+        seen.add(bool(done.tool_calls))
+    assert seen == {True, False}
+
+
 def test_newlines_that_a_grammar_asks_for_are_part_of_the_answer(llm: LLM):
     for wish in (ON, OFF):
         assert llm.chat("Hi", draw(grammar=Grammar("regex", r"\n\n(yes|no)")), wish).content in (
@@ -340,6 +351,13 @@ def test_stop_token_ids_end_the_answer_and_not_the_thought(llm: LLM):
     assert (cut.finish_reason, cut.kinds[-1]) == ("stop", None)
 
 
+def test_a_control_token_may_be_a_stop(llm: LLM):
+    other = min(llm.requests.ids.others)
+    done = llm.chat("Hi", draw(1, stop_token_ids=(other,), logit_bias={other: 8.0}), OFF)
+    assert (done.token_ids[-1], done.finish_reason, done.kinds[-1]) == (other, "stop", None)
+    assert done.content.strip()
+
+
 def test_a_stop_string_that_never_comes_changes_nothing(llm: LLM):
     for seed in range(8):
         free = llm.chat("Hi", draw(seed, max_tokens=400), OFF)
@@ -371,7 +389,10 @@ def test_values_of_a_wrong_type_are_refused_at_the_door(llm: LLM):
         "params is dict": lambda: llm.chat("Hi", {"max_tokens": 3}),
         "thinking is str": lambda: llm.chat("Hi", None, "on"),
         "tool_choice=None": lambda: llm.chat("Hi", None, None, [SAY], None),
-        "control token": lambda: llm.chat("Hi", draw(stop_token_ids=(llm.requests.ids.tool_open,))),
+        "logit_bias=None": lambda: SamplingParams(logit_bias=None),
+        "stop_token_ids=5": lambda: SamplingParams(stop_token_ids=5),
+        "no text": lambda: llm.requests.encode_hint(5),
+        "thoughts or tools": lambda: llm.chat("Hi", draw(stop_token_ids=(llm.requests.ids.tool_open,))),
         "backend='gpu'": lambda: EngineConfig(backend="gpu").resolve(llm.config, 10**9, 1),
         "max_context=0": lambda: EngineConfig(max_context=0).resolve(llm.config, 10**9, 1),
     }

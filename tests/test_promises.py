@@ -1,9 +1,8 @@
 """Every promise at once: requests of any kind, in any company, on any engine, steered and cancelled at will.
 
 mode x budget x minimum x soft landing x schema x tools x stops x biases x speculation x caches x company.
-In: a tiny random model. Out: the contract of tests/contract.py for each request, and the same
-tokens as alone on an engine without speculation, prefix cache and batches.
-Does not know: what the tokens mean, how fast anything is.
+In: a tiny random model. Out: the contract of tests/contract.py for each request, and the same tokens as alone
+on an engine without speculation, prefix cache and batches. Does not know: what the tokens mean, speed.
 """
 
 from __future__ import annotations
@@ -22,14 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wild_requests import ACTS, HINTS, LOOPING, Plan, group
 
-from deepfast import (
-    LLM,
-    AsyncLLM,
-    Completion,
-    Delta,
-    EngineConfig,
-    Variant,
-)
+from deepfast import LLM, AsyncLLM, Completion, Delta, EngineConfig, Variant
 from deepfast.engine.scheduler import Chunk
 from deepfast.types import UsageError
 

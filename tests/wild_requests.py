@@ -1,6 +1,6 @@
 """Requests of every kind, out of numbers: what a test of many requests draws from.
 
-In: a number. Out: a Plan, and for a loaded model the request that it stands for; equal numbers, equal requests.
+In: a number. Out: a Plan, and for a loaded model the request that it stands for; equal numbers, equal plans.
 Does not know: engines, what comes of a request.
 """
 

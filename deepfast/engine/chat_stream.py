@@ -31,7 +31,7 @@ class Request:
     def completion(self) -> Completion:
         """What came out. Raises UsageError before the end, EngineError when the engine failed."""
         if self.seq is None or self.seq.finish_reason is None:
-            raise UsageError("the stream has not ended. Iterate to its end, or call result().")
+            raise UsageError("the stream has not ended, or was closed before. Iterate to its end.")
         self._raise_if_failed()
         return self.seq.completion()
 

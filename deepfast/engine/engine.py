@@ -55,10 +55,11 @@ class Engine:
         for seq in sequences:
             need, have = seq.num_prompt + seq.max_new, self.scheduler.pool.num_positions
             if need > have:
+                room = have - seq.num_prompt
+                less = f"Ask for at most {room} tokens" if room > 0 else "Shorten the prompt"
                 raise ContextError(
                     f"the prompt has {seq.num_prompt} tokens and may grow by {seq.max_new}, {need} in all, "
-                    f"but the KV cache holds {have}. Ask for at most {max(have - seq.num_prompt, 0)} tokens "
-                    "or enlarge the cache."
+                    f"but the KV cache holds {have}. {less}, or enlarge the cache."
                 )
         with self._wake:
             self._check_open()
@@ -107,9 +108,11 @@ class Engine:
         chunks = self.scheduler.schedule()
         if not chunks:
             return StepOutput([], 0)
-        self.runner.forward(chunks)
-        advance(chunks, self.runner.sample)
-        self.runner.release()
+        try:
+            self.runner.forward(chunks)
+            advance(chunks, self.runner.sample)
+        finally:
+            self.runner.release()
         finished = self.scheduler.update(chunks)
         computed = sum(chunk.num_tokens + len(chunk.draft) for chunk in chunks)
         return StepOutput(finished, computed)
@@ -171,4 +174,11 @@ class Engine:
 
     def _end_all(self, error: Exception | None) -> None:
         for seq in self.scheduler.unfinished():
-            self.scheduler.end(seq, "error" if error else "abort", error)
+            try:
+                self.scheduler.end(seq, "error" if error else "abort", error)
+            except Exception:  # it cannot even say what it had: its caller must not wait for ever
+                seq.finish_reason, seq.error = (
+                    "error",
+                    error or EngineError("the request could not be ended."),
+                )
+                seq.output.emit(None)

@@ -51,9 +51,14 @@ class Output:
         return self._stream.stopped
 
     @property
+    def has_content(self) -> bool:
+        """Is there more than white space in the content?"""
+        return self._stream.has_text("content")
+
+    @property
     def is_blank(self) -> bool:
-        """Nothing but white space in the content, and no tool call."""
-        return not self.tool_calls and not self._stream.has_text("content")
+        """No content, and no tool call."""
+        return not self.tool_calls and not self.has_content
 
     def text(self, kind: DeltaKind) -> str:
         """All text of one kind so far."""

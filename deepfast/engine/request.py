@@ -11,7 +11,7 @@ import secrets
 from collections import abc
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
@@ -109,8 +109,11 @@ class RequestBuilder:
         prompt = self._prompt(conversation, plan, must_call)
         resolved = self._resolved(params, thinks=plan.thinks)
         max_new = self._max_new(len(prompt), resolved.max_tokens)
-        self._check_room(resolved, max_new, must_call)
-        machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
+        if must_call and max_new == 1:
+            raise ContextError(
+                "one new token can not hold a tool call. Allow more, or use tool_choice='auto'."
+            )
+        machine = PhaseMachine(self._ids_with(resolved), prompt, endless=resolved.ignore_eos)
         machine.may_open &= not must_call
         opened = machine.phase is Phase.THINK
         budget = self._budget(asked, plan, conversation.turns, max_new, opened=opened)
@@ -139,16 +142,6 @@ class RequestBuilder:
         if wanted and machine.phase is not Phase.THINK and machine.may_open:
             prompt += self._encode(OPENING)
         return prompt
-
-    def _check_room(self, params: SamplingParams, max_new: int, must_call: bool) -> None:
-        if wrong := self.ids.all.intersection(params.stop_token_ids) - self.ids.stops:
-            raise UsageError(
-                f"stop_token_ids holds {min(wrong)}, a control token of thoughts or tools. Leave it out."
-            )
-        if must_call and max_new == 1:
-            raise ContextError(
-                "one new token can not hold a tool call. Allow more, or use tool_choice='auto'."
-            )
 
     def _tool_grammar(self, tools: Tools | None, choice: ToolChoice) -> Compiled | None:
         """What a call must match, if there is anything to call."""
@@ -195,8 +188,8 @@ class RequestBuilder:
 
     def encode_hint(self, text: str) -> list[int]:
         """Words to be put into a thought, on lines of their own."""
-        if not text.strip():
-            raise UsageError("the hint is empty. Say something.")
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError("the hint is empty, or no text. Say something.")
         return self.tokenizer.encode(f"\n\n{text.strip()}\n\n")
 
     def _must_call(self, choice: ToolChoice, tools: Tools | None) -> bool:
@@ -218,7 +211,21 @@ class RequestBuilder:
                 raise UsageError(f"{name} holds id {bad[0]}. Give ids of the vocabulary, 0 to {limit}.")
         if resolved.grammar is not None and resolved.ignore_eos:
             raise UsageError("ignore_eos and a grammar contradict each other: a whole answer ends. Drop one.")
+        own = {self.ids.think_open, self.ids.think_close, self.ids.tool_open, self.ids.tool_close}
+        if wrong := own.intersection(resolved.stop_token_ids):
+            raise UsageError(
+                f"stop_token_ids holds {wrong.pop()}, a token of thoughts or tools. Leave it out."
+            )
         return resolved
+
+    def _ids_with(self, params: SamplingParams) -> ControlIds:
+        """The control ids, those among stop_token_ids as ends of the turn."""
+        ends = self.ids.others.intersection(params.stop_token_ids)
+        return (
+            replace(self.ids, stops=self.ids.stops | ends, others=self.ids.others - ends)
+            if ends
+            else self.ids
+        )
 
     def _budget(
         self, asked: Thinking, plan: Plan, turns: list[Message], max_new: int, *, opened: bool

@@ -133,10 +133,12 @@ class Sequence:
             return None
         if self.machine.phase is Phase.TOOL:
             return self._mask_of(self.call) if self.call is not None else None
-        if self.machine.phase is not Phase.ANSWER or guide.answer is None or self.output.tool_calls:
+        if self.machine.phase is not Phase.ANSWER or guide.answer is None:
             return None
-        opening = {ids.think_open, ids.tool_open} if self.output.is_blank else set()
-        return self._mask_of(guide.answer, [token for token in opening if token is not None])
+        others = set() if self.output.has_content else {ids.think_open, ids.tool_open}
+        if self.output.tool_calls and not self.output.has_content:  # calls alone are an answer too
+            others |= self.machine.stops
+        return self._mask_of(guide.answer, [token for token in others if token is not None])
 
     def _mask_of(self, matcher: Matcher, extra: Iterable[int] = ()) -> Mask | None:
         """A grammar that grows beyond what can be followed ends its own request, nobody else's."""
@@ -263,7 +265,7 @@ class Sequence:
     def _follow(self, phase: Phase, token: int) -> None:
         """The grammar in force moves over a sampled token of text."""
         matcher = self.call if phase is Phase.TOOL else None
-        if phase is Phase.ANSWER and self.guide is not None and not self.output.tool_calls:
+        if phase is Phase.ANSWER and self.guide is not None:
             matcher = self.guide.answer
         if matcher is None:
             return

@@ -120,8 +120,8 @@ class Budget:
 
         Lowers min_tokens to it. Raises UsageError when it is negative.
         """
-        if budget is not None and budget < 0:
-            raise UsageError(f"budget={budget} is negative. Give 0 or more tokens, or none for no limit.")
+        if budget is not None and (not isinstance(budget, int) or budget < 0):
+            raise UsageError(f"budget={budget!r} is no limit. Give 0 or more tokens, or none for no limit.")
         self.budget = budget
         if budget is not None:
             self.min_tokens = min(self.min_tokens, budget)
@@ -132,7 +132,7 @@ class Budget:
         As many waits as before the first are allowed again. Raises UsageError when `tokens` is not positive,
         ControlError when the thought has ended or when so many would eat the answer's reserve.
         """
-        if tokens < 1:
+        if not isinstance(tokens, int) or tokens < 1:
             raise UsageError(f"extending a thought by {tokens} tokens makes no sense. Give 1 or more.")
         if self.fired:
             raise ControlError("the thought has been ended already and can not be extended.")
