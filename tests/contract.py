@@ -69,11 +69,6 @@ class Ask:
     choice: str = "auto"
 
     @property
-    def cuts(self) -> bool:
-        """May the caller's own stop strings cut the answer to nothing?"""
-        return bool(self.params.stop)
-
-    @property
     def question(self) -> str:
         """The last thing that the user said."""
         if isinstance(self.messages, str):
@@ -102,7 +97,7 @@ def check(
         check_logprobs(done, deltas)
     check_thought(llm, ids, ask, done, steered)
     if done.finish_reason != "abort":
-        check_answer(ids, ask, done)
+        check_answer(llm, ids, ask, done)
 
 
 def check_tokens(ids: ControlIds, ask: Ask, done: Completion) -> None:
@@ -242,18 +237,23 @@ def _no_room(llm: LLM, ids: ControlIds, ask: Ask, done: Completion, sentence: in
     )
 
 
-def check_answer(ids: ControlIds, ask: Ask, done: Completion) -> None:
+def check_answer(llm: LLM, ids: ControlIds, ask: Ask, done: Completion) -> None:
     """There is an answer; structure and tools are as they were asked for."""
     shape = ask.params.grammar
-    if shape is None and not ask.cuts:
+    last = done.token_ids[-1]
+    word = last in ask.params.stop_token_ids and llm.tokenizer.decode([last]).strip()
+    cut = bool(
+        ask.params.stop or word
+    )  # the caller's own stop may leave nothing; an empty line does not count
+    if shape is None and not cut:
         assert done.content.strip() or done.tool_calls, "the answer is empty"
-    by_itself = done.finish_reason == "stop" and done.token_ids[-1] in ids.stops and not ask.params.stop
+    by_itself = done.finish_reason == "stop" and last in ids.stops and not ask.params.stop
     if shape is not None and by_itself:
         fits = [fits for grammar, fits in SHAPES.values() if grammar == shape]
         assert all(fit(done.content) for fit in fits), done.content
     if ask.choice == "none":
         assert not done.tool_calls and ids.tool_open not in done.token_ids
-    if ask.choice not in ("auto", "none") and not ask.cuts:
+    if ask.choice not in ("auto", "none") and not cut:
         assert done.tool_calls or done.finish_reason == "length"
     if ask.tools:
         for call in done.tool_calls:
