@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +78,24 @@ def run(llm: LLM, player: Player, question: str, text: str, limit: int) -> dict[
     }
 
 
-def compare(engines: dict[str, LLM], runs: int, limit: int) -> dict[str, Any]:
+def compare(llm: LLM, names: list[str], runs: int, limit: int) -> dict[str, Any]:
     """Every text, speculation on and off in turns, until `runs` pairs were not disturbed by others (three
-    times as many are tried); the order changes from pair to pair."""
+    times as many are tried); the order changes from pair to pair. One engine does both: two copies of the
+    weights lie differently in memory, which alone is worth some per cent."""
     results: dict[str, Any] = {}
-    with replay(engines["on"]) as on, replay(engines["off"]) as off:
-        players = {"on": on, "off": off}
-        for name, (question, text) in TEXTS.items():
+    settings = llm.requests.settings
+    with replay(llm) as player:
+        for name in names:
+            question, text = TEXTS[name]
             samples: list[dict[str, Any]] = []
             clean: list[dict[str, Any]] = []
             while len(clean) < runs and len(samples) < 3 * runs:
                 wait_for_quiet(20)
                 order = ("on", "off") if len(samples) % 2 else ("off", "on")
-                pair = {key: run(engines[key], players[key], question, text, limit) for key in order}
+                pair = {}
+                for key in order:
+                    llm.requests.settings = replace(settings, speculation=key == "on")
+                    pair[key] = run(llm, player, question, text, limit)
                 samples.append(pair)
                 if max(pair["on"]["others"], pair["off"]["others"]) < QUIET:
                     clean.append(pair)
@@ -118,24 +124,19 @@ def main() -> None:
     )
     add_model_options(parser)
     parser.add_argument("--runs", type=int, default=5, help="pairs of runs for each text")
+    parser.add_argument("--text", choices=[*TEXTS], help="only this one")
     parser.add_argument("--quick", action="store_true", help="one pair, 150 tokens of each text")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     runs, limit = (1, 150) if args.quick else (args.runs, 2048)
     path = model_directory(parser, args)
-    configs = {
-        key: EngineConfig(max_context=4096, max_kv_tokens=4096, speculation=key == "on")
-        for key in ("on", "off")
-    }
-    engines = {key: LLM(path, quantize="q4", config=config) for key, config in configs.items()}
     costs = {}
-    for depth in DEPTHS:
-        costs[depth] = step_costs(engines["off"].engine.runner.decoder, depth, 3 if args.quick else 15)
-        shown = ", ".join(f"{n}: {c['ratio']:.2f} ({c['ms']:.1f} ms)" for n, c in costs[depth].items())
-        print(f"rows of a step at {depth:4} tokens, cost relative to one: {shown}", flush=True)
-    texts = compare(engines, runs, limit)
-    for llm in engines.values():
-        llm.close()
+    with LLM(path, quantize="q4", config=EngineConfig(max_context=4096, max_kv_tokens=4096)) as llm:
+        for depth in () if args.text else DEPTHS:
+            costs[depth] = step_costs(llm.engine.runner.decoder, depth, 3 if args.quick else 15)
+            shown = ", ".join(f"{n}: {c['ratio']:.2f} ({c['ms']:.1f} ms)" for n, c in costs[depth].items())
+            print(f"rows of a step at {depth:4} tokens, cost relative to one: {shown}", flush=True)
+        texts = compare(llm, [args.text] if args.text else [*TEXTS], runs, limit)
     if args.json:
         options = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
         print(json.dumps({"options": options, "step_costs": costs, "texts": texts}))
