@@ -144,8 +144,8 @@ class RequestBuilder:
         return prompt
 
     def _tool_grammar(self, tools: Tools | None, choice: ToolChoice) -> Compiled | None:
-        """What a call must match, if there is anything to call."""
-        if not tools:
+        """What a call must match, if one may be made."""
+        if not tools or choice == "none":
             return None
         named = choice if choice not in ("auto", "none", "required") else None
         ends = frozenset() if self.ids.tool_close is None else frozenset({self.ids.tool_close})
