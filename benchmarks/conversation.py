@@ -3,7 +3,7 @@
 In: one checkpoint for both (random weights of true shapes, 4 bits), threads. The template drops old thoughts,
 so what the last turn cached fits only as far as its thought. Both read the same ids; thoughts and answers are
 a given text. Ours goes through LLM.stream, from messages to the first token drawn, once the engine has come
-to rest after the last turn (--at-once: without waiting). llama.cpp goes through Llama.generate, which keeps
+to rest after the last turn. llama.cpp goes through Llama.generate, which keeps
 the longest common beginning, with its flash attention off and on. Turn by turn, one after the other.
 Out: a line for each turn, with the share of the machine that other processes used at the time, and medians of
 the turns after the first that were not disturbed by them; with --json, JSON in the last line. Does not know:
@@ -85,10 +85,9 @@ def converse(llm: LLM, models: dict[str, llama_cpp.Llama], args: argparse.Namesp
             messages.append(Message("user", question))
             prompt = llm.template.encode(messages, enable_thinking=True)
             row: dict[str, Any] = {"turn": n + 1, "prompt": len(prompt)}
-            if not args.at_once:
-                wait_for_quiet(20)
+            wait_for_quiet(20)
             row["deepfast"] = our_turn(llm, player, messages, turn)
-            row["deepfast"]["rest_seconds"] = 0.0 if args.at_once else come_to_rest(llm)
+            row["deepfast"]["rest_seconds"] = come_to_rest(llm)
             for name, model in models.items():
                 row[name] = their_turn(model, prompt, turn["reply"])
             messages.append(Message("assistant", answer, thought))
@@ -119,7 +118,6 @@ def main() -> None:
     parser.add_argument("--thought", type=int, default=2000, help="tokens of each thought")
     parser.add_argument("--answer", type=int, default=300, help="tokens of each answer")
     parser.add_argument("--question", type=int, default=40, help="tokens of each question")
-    parser.add_argument("--at-once", action="store_true", help="ask the next question without a pause")
     parser.add_argument("--quick", action="store_true", help="3 turns with thoughts of 200 tokens")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
