@@ -146,8 +146,8 @@ def test_what_was_applied_comes_back_with_its_source(llm: LLM):
 
 def test_nobody_is_harmed_by_a_steering_call_that_was_given_up(llm: LLM):
     with llm.stream("Hi", draw(max_tokens=400), OFF) as stream:
-        future = llm.engine.call(lambda: None)
-        future.cancel()
+        given_up = [llm.engine.call(lambda: None).cancel() for _ in range(100)]
+        assert any(given_up), "all of them had run before they could be given up"
         assert stream.result().finish_reason in ("stop", "length")
 
 

@@ -241,7 +241,11 @@ class Sequence:
     def _force(self, tokens: Iterable[int]) -> None:
         for token in tokens:
             # What is forced into an answer with a grammar leads up to it and is no part of it.
-            silent = self.machine.phase is Phase.ANSWER and self.guide is not None and bool(self.guide.answer)
+            silent = (
+                self.machine.phase is Phase.ANSWER
+                and self.guide is not None
+                and self.guide.answer is not None
+            )
             self._route(token, sampled=False, silent=silent)
 
     def _route(
