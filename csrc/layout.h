@@ -7,7 +7,7 @@
 namespace deepfast {
 
 static inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
-static inline bool is_grouped(Format f) { return f == Format::q8 || f == Format::q4 || f == Format::q4_min; }
+static inline constexpr bool is_grouped(Format f) { return f == Format::q8 || f == Format::q4 || f == Format::q4_min; }
 
 // One packed matrix: how many panels and groups, and the byte offsets of its parts.
 struct Layout {
