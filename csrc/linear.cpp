@@ -14,6 +14,7 @@ namespace {
 constexpr size_t kGroupBytes = kGroup * kLanes;  // of a group's codes in a panel, one to a byte
 constexpr int kBlockRows = 64;                   // rows whose sums stay in the first cache
 constexpr int kBlockGroups = 16;                 // groups whose unpacked codes stay there too
+constexpr int kDirectRows = 4 * kTileRows;       // up to so many it does not pay to unpack
 constexpr int kReusedRows = 256;                 // rows whose inputs stay in the second cache
 
 // What the dot products of a format start from, by the sum of a group's inputs; q4_min needs that sum itself.
@@ -270,13 +271,16 @@ void multiply_block(const Product& job, const Matrix& m, int p, int n, int count
         for (int c = 0; c < P; ++c) store_outputs(job, p + c, n + i, load(block.acc[i][c]));
 }
 
-// Rows [first, last) of P panels from p on.
+// Some rows of P panels from p on.
 template <Format kFormat, int P>
 void multiply_rows(const Product& job, const Matrix& m, int p, Span rows) {
     if constexpr (is_grouped(kFormat)) {
-        for (int n = rows.first; n < rows.last && rows.last - rows.first > kTileRows; n += kBlockRows)
-            multiply_block<kFormat, P>(job, m, p, n, rows.last - n < kBlockRows ? rows.last - n : kBlockRows);
-        if (rows.last - rows.first > kTileRows) return;
+        if (rows.last - rows.first > kDirectRows) {
+            for (int n = rows.first; n < rows.last; n += kBlockRows)
+                multiply_block<kFormat, P>(job, m, p, n,
+                                           rows.last - n < kBlockRows ? rows.last - n : kBlockRows);
+            return;
+        }
     }
     tiles<kFormat, kTileRows, P>(job, m, p, rows.first, rows.last);
 }

@@ -86,8 +86,8 @@ class TestPacking:
 
 class TestLinear:
     @pytest.mark.parametrize("format", FORMATS)
-    @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33])
-    @pytest.mark.parametrize("shape", [(16, 32), (70, 45), (200, 160)])
+    @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33, 75])
+    @pytest.mark.parametrize("shape", [(16, 32), (70, 45), (200, 160), (40, 1100)])
     def test_matches_reference(
         self, cpu: CpuBackend, format: WeightFormat, rows: int, shape: tuple[int, int]
     ) -> None:
@@ -102,9 +102,9 @@ class TestLinear:
 
     @pytest.mark.parametrize("format", FORMATS)
     def test_a_row_does_not_depend_on_the_rows_beside_it(self, cpu: CpuBackend, format: WeightFormat) -> None:
-        packed, x = cpu.pack([ArrayMatrix(numbers(150, 96))], format), numbers(33, 96, seed=1)
+        packed, x = cpu.pack([ArrayMatrix(numbers(70, 600))], format), numbers(300, 600, seed=1)
         together = cpu.linear(x, packed)
-        for first, last in ((0, 1), (7, 9), (10, 13), (20, 33)):
+        for first, last in ((0, 1), (7, 9), (10, 13), (20, 33), (5, 75), (100, 299)):
             assert np.array_equal(cpu.linear(x[first:last], packed), together[first:last])
 
     @pytest.mark.parametrize("format", ["q8", "q4"])
@@ -113,6 +113,11 @@ class TestLinear:
             w, x = np.ones((16, 1024), np.float32) * sign, np.ones((2, 1024), np.float32)
             y = cpu.linear(x, cpu.pack([ArrayMatrix(w)], format))
             assert_close(y, np.full((2, 16), 1024.0 * sign, np.float32), 1e-3)
+        ends = np.array([-8.0, 7.0], np.float32)[np.random.default_rng(0).integers(0, 2, (64, 256))]
+        ends[:, ::32] = -8.0  # every group has its scale 1, so that its codes are 0 and 15
+        ones = np.repeat(np.random.default_rng(1).choice([-1.0, 0.0, 1.0], (40, 64)), 4, axis=1)
+        y = cpu.linear(ones.astype(np.float32), cpu.pack([ArrayMatrix(ends)], format))
+        assert_close(y, (ones @ ends.T).astype(np.float32), 1e-5 if format == "q4" else 0.02)
         codes = np.full((16, 64), -128, np.int8)
         part = ArrayMatrix(codes.astype(np.float32), (codes, np.ones((16, 2), np.float16)))
         y = cpu.linear(-np.ones((2, 64), np.float32), cpu.pack([part], "q8"))
