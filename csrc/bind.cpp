@@ -300,9 +300,13 @@ NB_MODULE(_C, m) {
     m.def("packed_bytes", &packed_bytes, nb::arg("format"), nb::arg("experts"), nb::arg("rows"),
           nb::arg("columns"), "Bytes of experts x [rows, columns] in a format.");
     nb::class_<Array>(m, "Array", "Float numbers in up to three dimensions, in memory of the core.")
-        .def(nb::init<nb::ndarray<const float, nb::c_contig, nb::device::cpu>>(), raw("values"))
+        .def(nb::init<const In<float, 1>&>(), raw("values"))
+        .def(nb::init<const In<float, 2>&>(), raw("values"))
+        .def(nb::init<const In<float, 3>&>(), raw("values"))
         .def_prop_ro("__array_interface__", &array_interface);
-    nb::implicitly_convertible<nb::ndarray<const float, nb::c_contig, nb::device::cpu>, Array>();
+    nb::implicitly_convertible<In<float, 1>, Array>();
+    nb::implicitly_convertible<In<float, 2>, Array>();
+    nb::implicitly_convertible<In<float, 3>, Array>();
     nb::class_<Matrix>(m, "Matrix", "A packed weight, experts x [rows, columns], over a buffer on 64 bytes.")
         .def(nb::init<In<uint8_t, 1>, const std::string&, int64_t, int64_t, int64_t>(), raw("buffer"),
              nb::arg("format"), nb::arg("experts"), nb::arg("rows"), nb::arg("columns"));

@@ -92,8 +92,8 @@ class Buffer {
 class Array {
   public:
     Array(size_t rows, size_t columns) : Array(2, {rows, columns, 1}) {}
-    explicit Array(nb::ndarray<const float, nb::c_contig, nb::device::cpu> values)
-        : Array(check(values.ndim()), sizes(values)) {
+    template <size_t N>
+    explicit Array(const In<float, N>& values) : Array(N, sizes(values)) {
         std::copy_n(values.data(), values.size(), data());
     }
 
@@ -115,14 +115,11 @@ class Array {
     Array(size_t dimensions, Shape shape)
         : dimensions_(dimensions), shape_(shape), memory_(size() * sizeof(float), false) {}
 
-    static size_t check(size_t dimensions) {
-        in_range("dimensions of an array", static_cast<int64_t>(dimensions), 1, 4);
-        return dimensions;
-    }
-    template <class Values>
-    static Shape sizes(const Values& values) {
+    template <size_t N>
+    static Shape sizes(const In<float, N>& values) {
+        static_assert(N >= 1 && N <= 3);
         Shape shape{1, 1, 1};
-        for (size_t i = 0; i < values.ndim(); ++i) shape[i] = values.shape(i);
+        for (size_t i = 0; i < N; ++i) shape[i] = values.shape(i);
         return shape;
     }
 
