@@ -92,10 +92,9 @@ class Buffer {
 class Array {
   public:
     Array(size_t rows, size_t columns) : Array(2, {rows, columns, 1}) {}
-    template <size_t N>
-    explicit Array(const In<float, N>& values) : Array(N, sizes(values)) {
-        std::copy_n(values.data(), values.size(), data());
-    }
+    explicit Array(const In<float, 1>& x) : Array(1, {x.shape(0), 1, 1}, x.data()) {}
+    explicit Array(const In<float, 2>& x) : Array(2, {x.shape(0), x.shape(1), 1}, x.data()) {}
+    explicit Array(const In<float, 3>& x) : Array(3, {x.shape(0), x.shape(1), x.shape(2)}, x.data()) {}
 
     float* data() { return static_cast<float*>(memory_.data()); }
     const float* data() const { return static_cast<const float*>(memory_.data()); }
@@ -114,13 +113,8 @@ class Array {
 
     Array(size_t dimensions, Shape shape)
         : dimensions_(dimensions), shape_(shape), memory_(size() * sizeof(float), false) {}
-
-    template <size_t N>
-    static Shape sizes(const In<float, N>& values) {
-        static_assert(N >= 1 && N <= 3);
-        Shape shape{1, 1, 1};
-        for (size_t i = 0; i < N; ++i) shape[i] = values.shape(i);
-        return shape;
+    Array(size_t dimensions, Shape shape, const float* values) : Array(dimensions, shape) {
+        std::copy_n(values, size(), data());
     }
 
     size_t dimensions_;
