@@ -1,15 +1,19 @@
 // The door between Python and the kernels: the only source that includes nanobind (with its header
 // bind_types.h).
 //
-// For each op: check dtype, shape, contiguity and every index, drop the GIL, call. Arrays are never converted
-// or copied. A refused argument is a TypeError (wrong kind of array) or a ValueError (wrong shape or index)
+// For each op: check dtype, shape, contiguity and every index, drop the GIL, call. Results are Arrays of ours,
+// and so are activations; a float32 numpy array in their place is copied, any other is refused. A refused argument is a TypeError (wrong kind of array) or a ValueError (wrong shape or index)
 // that names the numbers.
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cmath>
 #include <optional>
+#include <tuple>
 
 #include "bind_types.h"
 
@@ -60,33 +64,47 @@ void pack_codes(Core& core, const Matrix& w, Out<uint8_t, 1> buffer, int64_t exp
     });
 }
 
-void embed(Core& core, In<int32_t, 1> ids, const Matrix& table, int64_t expert, Out<float, 2> y) {
+Array embed(Core& core, In<int32_t, 1> ids, const Matrix& table, int64_t expert) {
     in_range("expert", expert, 0, table.packed.experts);
-    same("rows of y", y.shape(0), ids.size());
-    same("columns of y", y.shape(1), static_cast<size_t>(table.packed.columns));
     for (size_t i = 0; i < ids.size(); ++i) in_range("token id", ids.data()[i], 0, table.packed.rows);
+    Array y(ids.size(), static_cast<size_t>(table.packed.columns));
     run(core, 0, [&](void*) {
         core.ops->embed(core.pool, table.packed, static_cast<int>(expert), ids.data(), rows_of(ids.size()),
                         y.data());
     });
+    return y;
 }
 
-void linear(Core& core, In<float, 2> x, const Matrix& w, std::optional<In<float, 1>> bias, Out<float, 2> y) {
+Array take(const Array& x, In<int32_t, 1> rows) {
+    x.expect(2, "x");
+    Array y(rows.size(), x.shape(1));
+    for (size_t i = 0; i < rows.size(); ++i) {
+        in_range("row", rows.data()[i], 0, static_cast<int64_t>(x.shape(0)));
+        const float* row = x.data() + static_cast<size_t>(rows.data()[i]) * x.shape(1);
+        std::copy_n(row, x.shape(1), y.data() + i * x.shape(1));
+    }
+    return y;
+}
+
+Array linear(Core& core, const Array& x, const Matrix& w, const Array* bias) {
+    x.expect(2, "x");
     const int n = rows_of(x.shape(0));
     same("experts", static_cast<size_t>(w.packed.experts), 1);
     same("columns of x", x.shape(1), static_cast<size_t>(w.packed.columns));
-    same("rows of y", y.shape(0), x.shape(0));
-    same("columns of y", y.shape(1), static_cast<size_t>(w.packed.rows));
     if (bias) same("entries of bias", bias->size(), static_cast<size_t>(w.packed.rows));
-    if (n == 0) return;
+    Array y(x.shape(0), static_cast<size_t>(w.packed.rows));
+    if (n == 0) return y;
     run(core, core.ops->linear_scratch(w.packed, n), [&](void* scratch) {
         core.ops->linear(core.pool, x.data(), n, w.packed, bias ? bias->data() : nullptr, y.data(), scratch);
     });
+    return y;
 }
 
-void moe(Core& core, In<float, 2> x, In<float, 2> router, const Matrix& gate_up, const Matrix& down,
-         int64_t top_k, bool normalise, Out<float, 2> y) {
+Array moe(Core& core, const Array& x, const Array& router, const Matrix& gate_up, const Matrix& down,
+          int64_t top_k, bool normalise) {
     const Packed &a = gate_up.packed, &b = down.packed;
+    x.expect(2, "x");
+    router.expect(2, "router");
     const int n = rows_of(x.shape(0));
     same("columns of x", x.shape(1), static_cast<size_t>(a.columns));
     same("rows of router", router.shape(0), x.shape(0));
@@ -94,33 +112,51 @@ void moe(Core& core, In<float, 2> x, In<float, 2> router, const Matrix& gate_up,
     same("experts of down", static_cast<size_t>(b.experts), static_cast<size_t>(a.experts));
     same("rows of gate_up", static_cast<size_t>(a.rows), 2 * static_cast<size_t>(b.columns));
     same("rows of down", static_cast<size_t>(b.rows), x.shape(1));
-    same("rows of y", y.shape(0), x.shape(0));
-    same("columns of y", y.shape(1), x.shape(1));
     in_range("top_k", top_k, 1, int64_t{a.experts} + 1);
     in_range("rows times top_k", int64_t{n} * top_k, 0, kMaxSize);
-    if (n == 0) return;
+    Array y(x.shape(0), x.shape(1));
+    if (n == 0) return y;
     const int k = static_cast<int>(top_k);
     run(core, core.ops->moe_scratch(a, b, n, k), [&](void* scratch) {
         core.ops->moe(core.pool, x.data(), router.data(), n, a, b, k, normalise, y.data(), scratch);
     });
+    return y;
 }
 
-void rms_norm(Core& core, In<float, 2> x, In<float, 1> weight, float eps, Out<float, 2> y) {
+Array rms_norm(Core& core, const Array& x, const Array& weight, float eps) {
+    x.expect(2, "x");
     same("entries of weight", weight.size(), x.shape(1));
-    same("rows of y", y.shape(0), x.shape(0));
-    same("columns of y", y.shape(1), x.shape(1));
+    Array y(x.shape(0), x.shape(1));
     run(core, 0, [&](void*) {
-        core.ops->rms_norm(core.pool, x.data(), weight.data(), eps, rows_of(x.shape(0)), rows_of(x.shape(1)),
-                           y.data());
+        core.ops->rms_norm(core.pool, x.data(), nullptr, weight.data(), eps, rows_of(x.shape(0)),
+                           rows_of(x.shape(1)), nullptr, y.data());
     });
+    return y;
 }
 
-void swiglu(Core& core, In<float, 2> gate_up, Out<float, 2> y) {
-    same("rows of y", y.shape(0), gate_up.shape(0));
-    same("columns of gate_up", gate_up.shape(1), 2 * y.shape(1));
+std::pair<Array, Array> add_rms_norm(Core& core, const Array& x, const Array& more, const Array& weight,
+                                     float eps) {
+    x.expect(2, "x");
+    more.expect(2, "y");
+    same("rows of y", more.shape(0), x.shape(0));
+    same("columns of y", more.shape(1), x.shape(1));
+    same("entries of weight", weight.size(), x.shape(1));
+    Array total(x.shape(0), x.shape(1)), y(x.shape(0), x.shape(1));
+    run(core, 0, [&](void*) {
+        core.ops->rms_norm(core.pool, x.data(), more.data(), weight.data(), eps, rows_of(x.shape(0)),
+                           rows_of(x.shape(1)), total.data(), y.data());
+    });
+    return {std::move(total), std::move(y)};
+}
+
+Array swiglu(Core& core, const Array& gate_up) {
+    gate_up.expect(2, "gate_up");
+    if (gate_up.shape(1) % 2) fail("gate_up has an odd number of columns; expected as many of each");
+    Array y(gate_up.shape(0), gate_up.shape(1) / 2);
     run(core, 0, [&](void*) {
         core.ops->swiglu(core.pool, gate_up.data(), rows_of(y.shape(0)), rows_of(y.shape(1)), y.data());
     });
+    return y;
 }
 
 void check_cache(const KVCache& cache, int64_t layer, const Batch& batch, size_t rows) {
@@ -146,110 +182,106 @@ int check_heads(size_t heads, const KVCache& cache) {
     return static_cast<int>(heads);
 }
 
-void store_kv(Core& core, In<float, 2> qkv, std::optional<In<float, 1>> q_norm,
-              std::optional<In<float, 1>> k_norm, In<float, 3> rope, float eps, KVCache& cache, int64_t layer,
-              const Batch& batch, Out<float, 2> q) {
+Array store_kv(Core& core, const Array& qkv, const Array* q_norm, const Array* k_norm, const Array& rope,
+               float eps, KVCache& cache, int64_t layer, const Batch& batch) {
+    qkv.expect(2, "qkv");
+    rope.expect(3, "rope");
     check_cache(cache, layer, batch, qkv.shape(0));
     const size_t dim = static_cast<size_t>(cache.cache.dim);
-    const size_t heads = heads_in("columns of q", q.shape(1), cache);
-    same("columns of qkv", qkv.shape(1), (heads + 2 * static_cast<size_t>(cache.cache.heads)) * dim);
-    same("rows of q", q.shape(0), qkv.shape(0));
+    const size_t all = heads_in("columns of qkv", qkv.shape(1), cache);
+    const size_t stored = 2 * static_cast<size_t>(cache.cache.heads);
+    in_range("heads of qkv", static_cast<int64_t>(all), static_cast<int64_t>(stored) + 1, kMaxSize);
     in_range("position", batch.max_position, 0, static_cast<int64_t>(rope.shape(0)));
     same("rope.shape[1]", rope.shape(1), 2);
     same("rope.shape[2]", rope.shape(2), dim / 2);
-    if (q_norm.has_value() != k_norm.has_value()) fail("norm weights come in pairs (q, k)");
+    if ((q_norm != nullptr) != (k_norm != nullptr)) fail("norm weights come in pairs (q, k)");
     if (q_norm) same("entries of the q norm", q_norm->size(), dim);
     if (k_norm) same("entries of the k norm", k_norm->size(), dim);
-    const int count = check_heads(heads, cache);
+    const int count = check_heads(all - stored, cache);
+    Array q(qkv.shape(0), (all - stored) * dim);
     run(core, 0, [&](void*) {
         core.ops->store_kv(core.pool, qkv.data(), count, q_norm ? q_norm->data() : nullptr,
                            k_norm ? k_norm->data() : nullptr, eps, Rope{rope.data()}, cache.cache,
                            static_cast<int>(layer), batch.view, q.data());
     });
+    return q;
 }
 
-void attention(Core& core, In<float, 2> q, const KVCache& cache, int64_t layer, const Batch& batch,
-               Out<float, 2> y) {
+Array attention(Core& core, const Array& q, const KVCache& cache, int64_t layer, const Batch& batch) {
+    q.expect(2, "q");
     check_cache(cache, layer, batch, q.shape(0));
     const int heads = check_heads(heads_in("columns of q", q.shape(1), cache), cache);
-    same("rows of y", y.shape(0), q.shape(0));
-    same("columns of y", y.shape(1), q.shape(1));
+    Array y(q.shape(0), q.shape(1));
     run(core, core.ops->attention_scratch(core.pool, cache.cache), [&](void* scratch) {
         core.ops->attention(core.pool, q.data(), heads, cache.cache, static_cast<int>(layer), batch.view,
                             y.data(), scratch);
     });
+    return y;
 }
 
-// Lists of different lengths, end to end: list i is values[starts[i]:starts[i+1]].
-struct Ragged {
-    const int32_t* values;
-    const int32_t* starts;
+// What Python says of one row: SampleArgs' eight numbers (temperature, top_k, top_p, min_p, uniform, presence,
+// frequency and repetition penalty), its lists, and the mask.
+using RowArgs = std::tuple<std::array<double, 8>, std::vector<std::pair<int32_t, double>>,
+                           std::vector<int32_t>, std::vector<int32_t>, std::vector<int32_t>,
+                           std::optional<nb::bytes>>;
 
-    Ragged(const In<int32_t, 1>& v, const In<int32_t, 1>& s, size_t lists)
-        : values(v.data()), starts(s.data()) {
-        same("entries of starts", s.size(), lists + 1);
-        int64_t last = 0;
-        for (size_t i = 0; i <= lists; ++i) {
-            in_range("starts", starts[i], last, static_cast<int64_t>(v.size()) + 1);
-            last = starts[i];
-        }
-    }
-    const int32_t* at(size_t i) const { return values + starts[i]; }
-    int32_t count(size_t i) const { return starts[i + 1] - starts[i]; }
-};
+SampleRow checked_row(const RowArgs& args, int64_t num_valid) {
+    const auto& [v, bias, banned, prompt, output, mask] = args;
+    for (const double number : v)
+        if (!std::isfinite(number)) fail("a sampling parameter is NaN or infinite; expected a number");
+    for (const auto& pair : bias)
+        if (!(pair.second < INFINITY)) fail("a logit bias is NaN or infinite; expected a number");
+    if (v[0] < 0.0) fail("temperature=" + std::to_string(v[0]) + "; expected at least 0");
+    if (v[7] <= 0.0) fail("repetition_penalty=" + std::to_string(v[7]) + "; expected above 0");
+    const auto top_k = static_cast<int64_t>(std::clamp(v[1], -1.0, 2e9));
+    in_range("top_k", top_k, 0, kMaxSize);
+    if (mask) in_range("bytes of a mask", int64_t(mask->size()), (num_valid + 31) / 32 * 4, kMaxSize);
+    const auto count = [](const auto& list) { return static_cast<int32_t>(list.size()); };
+    return SampleRow{v[0],
+                     v[2],
+                     v[3],
+                     v[4],
+                     v[5],
+                     v[6],
+                     v[7],
+                     static_cast<int32_t>(top_k),
+                     count(bias),
+                     count(banned),
+                     count(prompt),
+                     count(output),
+                     bias.data(),
+                     banned.data(),
+                     prompt.data(),
+                     output.data(),
+                     mask ? static_cast<const uint8_t*>(mask->data()) : nullptr};
+}
 
-// numbers [L, 8]: temperature, top_k, top_p, min_p, uniform, presence, frequency and repetition penalty.
-void sample_rows(Core& core, In<float, 2> logits, int64_t num_valid, In<double, 2> numbers,
-                 In<double, 1> bias_values, In<int32_t, 1> bias_ids, In<int32_t, 1> bias_starts,
-                 In<int32_t, 1> banned, In<int32_t, 1> banned_starts, In<int32_t, 1> prompt,
-                 In<int32_t, 1> prompt_starts, In<int32_t, 1> output, In<int32_t, 1> output_starts,
-                 const std::vector<std::optional<nb::bytes>>& masks, Out<int32_t, 1> tokens) {
-    const size_t rows = logits.shape(0);
+std::vector<int32_t> sample_rows(Core& core, const Array& logits, int64_t num_valid,
+                                 const std::vector<RowArgs>& rows) {
+    logits.expect(2, "logits");
+    same("rows of logits", logits.shape(0), rows.size());
     in_range("num_valid", num_valid, 1, static_cast<int64_t>(logits.shape(1)) + 1);
-    same("rows of numbers", numbers.shape(0), rows);
-    same("columns of numbers", numbers.shape(1), 8);
-    same("entries of tokens", tokens.size(), rows);
-    same("entries of bias_values", bias_values.size(), bias_ids.size());
-    same("masks", masks.size(), rows);
-    for (const auto& mask : masks)
-        if (mask) in_range("bytes of a mask", int64_t(mask->size()), (num_valid + 31) / 32 * 4, kMaxSize);
-    const Ragged bias(bias_ids, bias_starts, rows), bans(banned, banned_starts, rows);
-    const Ragged prompts(prompt, prompt_starts, rows), outputs(output, output_starts, rows);
-    for (size_t i = 0; i < bias_values.size(); ++i)
-        if (!(bias_values.data()[i] < INFINITY)) fail("a logit bias is NaN or infinite; expected a number");
-    for (size_t i = 0; i < numbers.size(); ++i)
-        if (!std::isfinite(numbers.data()[i]))
-            fail("a sampling parameter is NaN or infinite; expected a number");
-    std::vector<SampleRow> args(rows);
-    for (size_t i = 0; i < rows; ++i) {
-        const double* v = numbers.data() + 8 * i;
-        if (v[0] < 0.0) fail("temperature=" + std::to_string(v[0]) + "; expected at least 0");
-        if (v[7] <= 0.0) fail("repetition_penalty=" + std::to_string(v[7]) + "; expected above 0");
-        in_range("top_k", static_cast<int64_t>(std::clamp(v[1], -1.0, 2e9)), 0, kMaxSize);
-        args[i] = SampleRow{v[0],
-                            v[2],
-                            v[3],
-                            v[4],
-                            v[5],
-                            v[6],
-                            v[7],
-                            static_cast<int32_t>(v[1]),
-                            bias.count(i),
-                            bans.count(i),
-                            prompts.count(i),
-                            outputs.count(i),
-                            bias.at(i),
-                            bias_values.data() + bias.starts[i],
-                            bans.at(i),
-                            prompts.at(i),
-                            outputs.at(i),
-                            masks[i] ? static_cast<const uint8_t*>(masks[i]->data()) : nullptr};
-    }
+    std::vector<SampleRow> args;
+    for (const RowArgs& row : rows) args.push_back(checked_row(row, num_valid));
+    std::vector<int32_t> tokens(rows.size());
     const int valid = static_cast<int>(num_valid);
     run(core, sample_scratch(core.pool, valid), [&](void* scratch) {
-        sample(core.pool, logits.data(), rows_of(rows), rows_of(logits.shape(1)), valid, args.data(),
+        sample(core.pool, logits.data(), rows_of(rows.size()), rows_of(logits.shape(1)), valid, args.data(),
                tokens.data(), scratch);
     });
+    return tokens;
+}
+
+// What numpy asks of an object that it can read in place.
+nb::dict array_interface(const Array& a) {
+    nb::list shape;
+    for (size_t i = 0; i < a.dimensions(); ++i) shape.append(a.shape(i));
+    nb::dict found;
+    found["version"] = 3;
+    found["typestr"] = "<f4";
+    found["shape"] = nb::tuple(shape);
+    found["data"] = nb::make_tuple(reinterpret_cast<uintptr_t>(a.data()), false);
+    return found;
 }
 
 std::vector<std::string> isas() {
@@ -264,8 +296,17 @@ NB_MODULE(_C, m) {
     nb::set_leak_warnings(false);  // at exit the engine may still hold its core
     auto raw = [](const char* name) { return nb::arg(name).noconvert(); };
     m.def("supported_isas", &isas, "Instruction sets that run on this machine, best first.");
+    m.def("take", &take, nb::arg("x"), raw("rows"), "Rows of x [N, D].");
     m.def("packed_bytes", &packed_bytes, nb::arg("format"), nb::arg("experts"), nb::arg("rows"),
           nb::arg("columns"), "Bytes of experts x [rows, columns] in a format.");
+    nb::class_<Array>(m, "Array", "Float numbers in up to three dimensions, in memory of the core.")
+        .def(nb::init<const In<float, 1>&>(), raw("values"))
+        .def(nb::init<const In<float, 2>&>(), raw("values"))
+        .def(nb::init<const In<float, 3>&>(), raw("values"))
+        .def_prop_ro("__array_interface__", &array_interface);
+    nb::implicitly_convertible<In<float, 1>, Array>();
+    nb::implicitly_convertible<In<float, 2>, Array>();
+    nb::implicitly_convertible<In<float, 3>, Array>();
     nb::class_<Matrix>(m, "Matrix", "A packed weight, experts x [rows, columns], over a buffer on 64 bytes.")
         .def(nb::init<In<uint8_t, 1>, const std::string&, int64_t, int64_t, int64_t>(), raw("buffer"),
              nb::arg("format"), nb::arg("experts"), nb::arg("rows"), nb::arg("columns"));
@@ -281,20 +322,19 @@ NB_MODULE(_C, m) {
         .def(nb::init<int, const std::string&>(), nb::arg("threads"), nb::arg("isa") = "")
         .def_prop_ro("isa", [](const Core& core) { return core.ops->name; })
         .def_prop_ro("threads", [](const Core& core) { return core.pool.threads(); })
+        .def_prop_ro("busy", [](const Core& c) { return std::chrono::duration<double>(c.busy).count(); })
         .def("pack", &pack, nb::arg("w"), raw("buffer"), nb::arg("expert"), nb::arg("first"), raw("values"))
         .def("pack_codes", &pack_codes, nb::arg("w"), raw("buffer"), nb::arg("expert"), nb::arg("first"),
              raw("codes"), raw("scales"), raw("minimums").none())
-        .def("embed", &embed, raw("ids"), nb::arg("table"), nb::arg("expert"), raw("y"))
-        .def("linear", &linear, raw("x"), nb::arg("w"), raw("bias").none(), raw("y"))
-        .def("moe", &moe, raw("x"), raw("router"), nb::arg("gate_up"), nb::arg("down"), nb::arg("top_k"),
-             nb::arg("normalise"), raw("y"))
-        .def("rms_norm", &rms_norm, raw("x"), raw("weight"), nb::arg("eps"), raw("y"))
-        .def("swiglu", &swiglu, raw("gate_up"), raw("y"))
-        .def("store_kv", &store_kv, raw("qkv"), raw("q_norm").none(), raw("k_norm").none(), raw("rope"),
-             nb::arg("eps"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"), raw("q"))
-        .def("attention", &attention, raw("q"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"),
-             raw("y"))
-        .def("sample", &sample_rows, raw("logits"), nb::arg("num_valid"), raw("numbers"), raw("bias_values"),
-             raw("bias_ids"), raw("bias_starts"), raw("banned"), raw("banned_starts"), raw("prompt"),
-             raw("prompt_starts"), raw("output"), raw("output_starts"), nb::arg("masks"), raw("tokens"));
+        .def("embed", &embed, raw("ids"), nb::arg("table"), nb::arg("expert"))
+        .def("linear", &linear, nb::arg("x"), nb::arg("w"), nb::arg("bias").none())
+        .def("moe", &moe, nb::arg("x"), nb::arg("router"), nb::arg("gate_up"), nb::arg("down"),
+             nb::arg("top_k"), nb::arg("normalise"))
+        .def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"))
+        .def("add_rms_norm", &add_rms_norm, nb::arg("x"), nb::arg("y"), nb::arg("weight"), nb::arg("eps"))
+        .def("swiglu", &swiglu, nb::arg("gate_up"))
+        .def("store_kv", &store_kv, nb::arg("qkv"), nb::arg("q_norm").none(), nb::arg("k_norm").none(),
+             nb::arg("rope"), nb::arg("eps"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"))
+        .def("attention", &attention, nb::arg("q"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"))
+        .def("sample", &sample_rows, nb::arg("logits"), nb::arg("num_valid"), nb::arg("rows"));
 }

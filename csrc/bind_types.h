@@ -1,4 +1,4 @@
-// The native objects that Python holds (Matrix, KVCache, Batch, Core) and the checks of their making. For
+// The native objects that Python holds (Array, Matrix, KVCache, Batch, Core) and the checks of their making. For
 // bind.cpp alone.
 //
 // In: numpy arrays and plain numbers, none of them trusted. Out: views that the kernels may trust.
@@ -8,6 +8,8 @@
 #include <nanobind/ndarray.h>
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -85,7 +87,42 @@ class Buffer {
     size_t bytes_ = 0;
 };
 
-// A packed weight over a buffer that Python owns (and may have memory-mapped).
+// Float numbers in one to three dimensions, row by row: made by an op, or copied from a numpy array. An object
+// of our own, because a call that takes and returns numpy arrays costs several times as much.
+class Array {
+  public:
+    Array(size_t rows, size_t columns) : Array(2, {rows, columns, 1}) {}
+    explicit Array(const In<float, 1>& x) : Array(1, {x.shape(0), 1, 1}, x.data()) {}
+    explicit Array(const In<float, 2>& x) : Array(2, {x.shape(0), x.shape(1), 1}, x.data()) {}
+    explicit Array(const In<float, 3>& x) : Array(3, {x.shape(0), x.shape(1), x.shape(2)}, x.data()) {}
+
+    float* data() { return static_cast<float*>(memory_.data()); }
+    const float* data() const { return static_cast<const float*>(memory_.data()); }
+    size_t dimensions() const { return dimensions_; }
+    size_t shape(size_t i) const { return shape_[i]; }
+    size_t size() const { return shape_[0] * shape_[1] * shape_[2]; }
+
+    void expect(size_t dimensions, const char* what) const {
+        if (dimensions_ != dimensions)
+            fail(std::string(what) + " has " + std::to_string(dimensions_) + " dimensions; expected " +
+                 std::to_string(dimensions));
+    }
+
+  private:
+    using Shape = std::array<size_t, 3>;  // 1 beyond `dimensions`
+
+    Array(size_t dimensions, Shape shape)
+        : dimensions_(dimensions), shape_(shape), memory_(size() * sizeof(float), false) {}
+    Array(size_t dimensions, Shape shape, const float* values) : Array(dimensions, shape) {
+        std::copy_n(values, size(), data());
+    }
+
+    size_t dimensions_;
+    Shape shape_;
+    Buffer memory_;
+};
+
+// A packed weight over a buffer (and may have memory-mapped).
 struct Matrix {
     In<uint8_t, 1> buffer;
     Packed packed;
@@ -180,12 +217,15 @@ struct Batch {
     }
 };
 
+using Clock = std::chrono::steady_clock;
+
 // The kernels of one ISA, the threads they run on and the scratch memory they share.
 struct Core {
     Pool pool;
     const Ops* ops;
     Buffer scratch;
     std::mutex mutex;
+    Clock::duration busy{};  // spent inside ops
 
     Core(int threads, const std::string& isa) : pool(check_threads(threads)), ops(choose(isa)) {}
 
@@ -212,7 +252,9 @@ void run(Core& core, size_t scratch, const F& f) {
         core.scratch = Buffer();
         core.scratch = Buffer(scratch, false);
     }
+    const auto start = Clock::now();
     f(core.scratch.data());
+    core.busy += Clock::now() - start;
 }
 
 }  // namespace

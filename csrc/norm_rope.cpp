@@ -1,4 +1,4 @@
-// The row-wise ops: RMSNorm, SwiGLU, and storing keys and values with per-head norm and rotary positions.
+// The row-wise ops: RMSNorm (of a sum), SwiGLU, and storing keys and values with per-head norm and rotary positions.
 //
 // In: float rows, norm weights, a table of cosines and sines. Out: float rows; keys and values in the paged
 // cache.
@@ -17,6 +17,11 @@ void normalise(const float* x, const float* weight, float eps, int d, float* y) 
     const Floats scale = set(1.0f / sqrtf(sum(squares) / static_cast<float>(d) + eps));
     for (int i = 0; i < d; i += kLanes)
         store_part(y + i, mul(mul(load_part(x + i, d - i), scale), load_part(weight + i, d - i)), d - i);
+}
+
+void add_rows(const float* x, const float* more, int d, float* y) {
+    for (int i = 0; i < d; i += kLanes)
+        store_part(y + i, add(load_part(x + i, d - i), load_part(more + i, d - i)), d - i);
 }
 
 // Rotates the pairs (x[j], x[j + C/2]) by the angle whose cosine and sine are in table [2, C / 2].
@@ -96,13 +101,15 @@ void swiglu_row(const float* gate, const float* up, int f, float* y) {
     }
 }
 
-void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int n, int d, float* y) {
+void rms_norm(Pool& pool, const float* x, const float* more, const float* weight, float eps, int n, int d,
+              float* total, float* y) {
     const int size = rows_per_chunk(static_cast<size_t>(d));
     pool.each(count_chunks(n, size), [&](int chunk, int) {
         const Span rows = span_of(chunk, size, n);
         for (int i = rows.first; i < rows.last; ++i) {
             const size_t at = static_cast<size_t>(i) * static_cast<size_t>(d);
-            normalise(x + at, weight, eps, d, y + at);
+            if (more) add_rows(x + at, more + at, d, total + at);
+            normalise((more ? total : x) + at, weight, eps, d, y + at);
         }
     });
 }

@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <utility>
+
 namespace deepfast {
 
 class Pool;
@@ -82,7 +84,9 @@ using MoeOp = void(Pool&, const float* x /*[N, D]*/, const float* router /*[N, E
                    const Packed& gate_up /*[E, 2F, D]*/, const Packed& down /*[E, D, F]*/, int top_k,
                    bool normalise, float* y /*[N, D]*/, void* scratch);
 
-using RmsNormOp = void(Pool&, const float* x /*[N, D]*/, const float* weight /*[D]*/, float eps, int n, int d,
+// total = x + more, y = total / sqrt(mean(total^2) + eps) * weight; without `more` and `total`: of x itself.
+using RmsNormOp = void(Pool&, const float* x /*[N, D]*/, const float* more /*[N, D] or null*/,
+                       const float* weight /*[D]*/, float eps, int n, int d, float* total /*[N, D] or null*/,
                        float* y /*[N, D]*/);
 using SwigluOp = void(Pool&, const float* gate_up /*[N, 2F], gate first*/, int n, int f, float* y /*[N, F]*/);
 
@@ -122,12 +126,11 @@ struct SampleRow {
     double presence_penalty, frequency_penalty, repetition_penalty;
     int32_t top_k;
     int32_t num_bias, num_banned, num_prompt, num_output;
-    const int32_t* bias_ids;    // [num_bias]
-    const double* bias_values;  // [num_bias]
-    const int32_t* banned_ids;  // [num_banned]
-    const int32_t* prompt_ids;  // [num_prompt]
-    const int32_t* output_ids;  // [num_output]
-    const uint8_t* mask;        // [V / 8] bit t % 8 of byte t / 8: id t may be drawn; or null
+    const std::pair<int32_t, double>* bias;  // [num_bias] id and what is added to its logit
+    const int32_t* banned_ids;               // [num_banned]
+    const int32_t* prompt_ids;               // [num_prompt]
+    const int32_t* output_ids;               // [num_output]
+    const uint8_t* mask;                     // [V / 8] bit t % 8 of byte t / 8: id t may be drawn; or null
 };
 constexpr int32_t kSampleNaN = -1;    // the row holds NaN
 constexpr int32_t kSampleEmpty = -2;  // no token is left to draw from

@@ -70,7 +70,7 @@ void apply_mask(const uint8_t* mask, int valid, double* logits) {
 
 void adjust(const SampleRow& a, int valid, const Memory& m) {
     for (int i = 0; i < a.num_bias; ++i)
-        if (in_range(a.bias_ids[i], valid)) m.logits[a.bias_ids[i]] += a.bias_values[i];
+        if (in_range(a.bias[i].first, valid)) m.logits[a.bias[i].first] += a.bias[i].second;
     for (int i = 0; i < a.num_banned; ++i)
         if (in_range(a.banned_ids[i], valid)) m.logits[a.banned_ids[i]] = -INFINITY;
     if (a.mask) apply_mask(a.mask, valid, m.logits);

@@ -1,15 +1,35 @@
 """The native module's face, as csrc/bind.cpp makes it; shapes are in csrc/ops.h and backend/base.py."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 _Floats = npt.NDArray[np.float32]
-_Doubles = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int32]
 _Bytes = npt.NDArray[np.uint8]
 
 def supported_isas() -> list[str]: ...
 def packed_bytes(format: str, experts: int, rows: int, columns: int) -> int: ...
+
+def take(x: _Values, rows: _Ints) -> Array: ...
+
+RowArgs = tuple[
+    Sequence[float],  # temperature, top_k, top_p, min_p, uniform; presence, frequency, repetition penalty
+    Sequence[tuple[int, float]],  # logit_bias
+    Sequence[int],  # banned_ids
+    Sequence[int],  # prompt_ids
+    Sequence[int],  # output_ids
+    bytes | None,  # mask
+]
+
+class Array:
+    def __init__(self, values: _Floats) -> None: ...
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+_Values = Array | _Floats  # a numpy array is copied
 
 class Matrix:
     def __init__(self, buffer: _Bytes, format: str, experts: int, rows: int, columns: int) -> None: ...
@@ -30,6 +50,8 @@ class Core:
     def isa(self) -> str: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def busy(self) -> float: ...  # seconds inside ops so far
     def pack(self, w: Matrix, buffer: _Bytes, expert: int, first: int, values: _Floats) -> None: ...
     def pack_codes(
         self,
@@ -41,47 +63,24 @@ class Core:
         scales: npt.NDArray[np.uint16],
         minimums: npt.NDArray[np.uint16] | None,
     ) -> None: ...
-    def embed(self, ids: _Ints, table: Matrix, expert: int, y: _Floats) -> None: ...
-    def linear(self, x: _Floats, w: Matrix, bias: _Floats | None, y: _Floats) -> None: ...
+    def embed(self, ids: _Ints, table: Matrix, expert: int) -> Array: ...
+    def linear(self, x: _Values, w: Matrix, bias: _Values | None) -> Array: ...
     def moe(
-        self,
-        x: _Floats,
-        router: _Floats,
-        gate_up: Matrix,
-        down: Matrix,
-        top_k: int,
-        normalise: bool,
-        y: _Floats,
-    ) -> None: ...
-    def rms_norm(self, x: _Floats, weight: _Floats, eps: float, y: _Floats) -> None: ...
-    def swiglu(self, gate_up: _Floats, y: _Floats) -> None: ...
+        self, x: _Values, router: _Values, gate_up: Matrix, down: Matrix, top_k: int, normalise: bool
+    ) -> Array: ...
+    def rms_norm(self, x: _Values, weight: _Values, eps: float) -> Array: ...
+    def add_rms_norm(self, x: _Values, y: _Values, weight: _Values, eps: float) -> tuple[Array, Array]: ...
+    def swiglu(self, gate_up: _Values) -> Array: ...
     def store_kv(
         self,
-        qkv: _Floats,
-        q_norm: _Floats | None,
-        k_norm: _Floats | None,
-        rope: _Floats,
+        qkv: _Values,
+        q_norm: _Values | None,
+        k_norm: _Values | None,
+        rope: _Values,
         eps: float,
         cache: KVCache,
         layer: int,
         batch: Batch,
-        q: _Floats,
-    ) -> None: ...
-    def attention(self, q: _Floats, cache: KVCache, layer: int, batch: Batch, y: _Floats) -> None: ...
-    def sample(
-        self,
-        logits: _Floats,
-        num_valid: int,
-        numbers: _Doubles,
-        bias_values: _Doubles,
-        bias_ids: _Ints,
-        bias_starts: _Ints,
-        banned: _Ints,
-        banned_starts: _Ints,
-        prompt: _Ints,
-        prompt_starts: _Ints,
-        output: _Ints,
-        output_starts: _Ints,
-        masks: list[bytes | None],
-        tokens: _Ints,
-    ) -> None: ...
+    ) -> Array: ...
+    def attention(self, q: _Values, cache: KVCache, layer: int, batch: Batch) -> Array: ...
+    def sample(self, logits: _Values, num_valid: int, rows: Sequence[RowArgs]) -> list[int]: ...

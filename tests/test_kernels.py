@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_support import ISAS, assert_close, assert_near, backend_of, numbers
+from kernel_support import ISAS, assert_close, assert_near, backend_of, in_numpy, numbers
 
 from deepfast import _C
 from deepfast.backend.base import Batch, FloatArray
@@ -69,11 +69,9 @@ class TestPacking:
         cpu._core.pack_codes(native, buffer, 0, 0, codes, scales.view(np.uint16), minimums.view(np.uint16))
         wide = (np.repeat(a.astype(np.float32), 32, axis=1) for a in (scales, minimums))
         wanted = codes * next(wide) + next(wide)
-        values, x, y = np.empty((19, 96), np.float32), numbers(9, 96), np.empty((9, 19), np.float32)
-        cpu._core.embed(np.arange(19, dtype=np.int32), native, 0, values)
-        assert_close(values, wanted, 1e-6)
-        cpu._core.linear(x, native, None, y)
-        assert_near(y, x @ wanted.T, 0.01)
+        values, x = cpu._core.embed(np.arange(19, dtype=np.int32), native, 0), numbers(9, 96)
+        assert_close(in_numpy(values), wanted, 1e-6)
+        assert_near(in_numpy(cpu._core.linear(x, native, None)), x @ wanted.T, 0.01)
 
     def test_a_damaged_weight_stays_visible(self, cpu: CpuBackend) -> None:
         w = numbers(16, 64)
@@ -159,10 +157,17 @@ class TestRows:
         x[0, 0] = -200.0
         assert_close(cpu.swiglu(x), REFERENCE.swiglu(x), 1e-6)
 
-    def test_add_take_vector(self, cpu: CpuBackend) -> None:
-        x, y = numbers(4, 8), numbers(4, 8, seed=1)
-        wanted = x + y
-        assert np.array_equal(cpu.add(x, y), wanted)
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 1024), (3, 48), (70, 33)])
+    def test_add_rms_norm(self, cpu: CpuBackend, shape: tuple[int, int]) -> None:
+        x, y, weight = numbers(*shape), numbers(*shape, seed=2), numbers(shape[1], seed=1)
+        total, normed = cpu.add_rms_norm(x, y, weight, 1e-6)
+        assert np.array_equal(total, x + y)
+        assert np.array_equal(normed, cpu.rms_norm(x + y, weight, 1e-6))
+        for got, truth in zip((total, normed), REFERENCE.add_rms_norm(x, y, weight, 1e-6), strict=True):
+            assert_close(got, truth, 1e-6)
+
+    def test_take_vector(self, cpu: CpuBackend) -> None:
+        wanted = numbers(4, 8)
         assert np.array_equal(cpu.take(wanted, np.array([3, 0], np.int32)), wanted[[3, 0]])
         for backend in (cpu, REFERENCE):
             assert np.array_equal(backend.take(wanted, (2, 2)), wanted[[2, 2]])

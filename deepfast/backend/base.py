@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..config import KVFormat, WeightFormat
 
-Array = Any  # [N, D] activations of a backend, float32 in the two CPU backends
+Array = Any  # [N, D] activations of a backend, float32 in the two CPU backends; no op changes its inputs
 Weight = Any  # a packed matrix [M, K] (or experts [E, M, K]) of a backend
 KVCache = Any  # the paged keys and values of all layers of a backend
 IntArray = npt.NDArray[np.int32]
@@ -127,12 +127,12 @@ class Backend(Protocol):
         """[N, D], [D] -> [N, D]; x / sqrt(mean(x^2) + eps) * weight."""
         ...
 
-    def linear(self, x: Array, w: Weight, bias: Array | None = None) -> Array:
-        """[N, K], [M, K], [M] -> [N, M]"""
+    def add_rms_norm(self, x: Array, y: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+        """[N, D], [N, D], [D] -> x + y and its rms_norm, [N, D] each."""
         ...
 
-    def add(self, x: Array, y: Array) -> Array:
-        """x + y, [N, D]; may reuse the storage of x."""
+    def linear(self, x: Array, w: Weight, bias: Array | None = None) -> Array:
+        """[N, K], [M, K], [M] -> [N, M]"""
         ...
 
     def store_kv(

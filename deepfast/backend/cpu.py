@@ -1,6 +1,7 @@
 """The ops of `Backend` on the native core: packs weights, allocates results, and calls.
 
-In and out: float32 numpy arrays; weights as packed buffers, keys and values inside the native cache.
+In and out: native arrays (float32; numpy arrays are copied into such); weights as packed buffers, keys and
+values inside the native cache.
 Does not know: how a kernel works, which instruction set runs (unless told), models, requests.
 """
 
@@ -72,13 +73,6 @@ def _stacked(arrays: Iterable[npt.NDArray[Any]], kind: type[np.generic]) -> npt.
     return np.ascontiguousarray(whole, kind)
 
 
-def _ragged(lists: Sequence[Sequence[int]]) -> tuple[IntArray, IntArray]:
-    """Lists laid end to end, and where each starts."""
-    starts = np.zeros(len(lists) + 1, np.int32)
-    np.cumsum([len(items) for items in lists], out=starts[1:])
-    return np.fromiter((item for items in lists for item in items), np.int32, int(starts[-1])), starts
-
-
 class CpuBackend:
     """Implements `Backend` over the native core. One op runs at a time; results are fresh arrays.
 
@@ -105,9 +99,9 @@ class CpuBackend:
         """Threads that work, the caller's included."""
         return self._core.threads
 
-    def vector(self, values: FloatArray) -> FloatArray:
+    def vector(self, values: FloatArray) -> _C.Array:
         """A norm weight or a bias, [D]."""
-        return np.array(values, np.float32)
+        return _C.Array(np.ascontiguousarray(values, np.float32))
 
     def pack(self, parts: Sequence[Any], format: WeightFormat) -> Weight:
         """Stack matrices [M_i, K] along M and pack them."""
@@ -153,9 +147,9 @@ class CpuBackend:
 
     def unpack(self, weight: Weight, expert: int = 0) -> FloatArray:
         """The values that a packed matrix stands for, [M, K]: for tests and inspection."""
-        out = np.empty((weight.rows, weight.columns), np.float32)
-        self._core.embed(np.arange(weight.rows, dtype=np.int32), weight.native, expert, out)
-        return out
+        return np.asarray(
+            self._core.embed(np.arange(weight.rows, dtype=np.int32), weight.native, expert)
+        )
 
     def new_cache(
         self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat
@@ -169,27 +163,23 @@ class CpuBackend:
                 f"a KV cache of {size / 2**20:.0f} MiB does not fit in memory. Lower max_kv_tokens."
             ) from error
 
-    def embed(self, token_ids: IntArray, table: Weight) -> FloatArray:
+    def embed(self, token_ids: IntArray, table: Weight) -> _C.Array:
         """[N], [V, D] -> [N, D]"""
-        out = np.empty((len(token_ids), table.columns), np.float32)
-        self._core.embed(token_ids, table.native, 0, out)
-        return out
+        return self._core.embed(token_ids, table.native, 0)
 
-    def rms_norm(self, x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
+    def rms_norm(self, x: _C.Array, weight: _C.Array, eps: float) -> _C.Array:
         """[N, D], [D] -> [N, D]"""
-        out = np.empty(x.shape, np.float32)
-        self._core.rms_norm(x, weight, eps, out)
-        return out
+        return self._core.rms_norm(x, weight, eps)
 
-    def linear(self, x: FloatArray, w: Weight, bias: FloatArray | None = None) -> FloatArray:
+    def add_rms_norm(
+        self, x: _C.Array, y: _C.Array, weight: _C.Array, eps: float
+    ) -> tuple[_C.Array, _C.Array]:
+        """[N, D], [N, D], [D] -> x + y and its rms_norm, [N, D] each"""
+        return self._core.add_rms_norm(x, y, weight, eps)
+
+    def linear(self, x: _C.Array, w: Weight, bias: _C.Array | None = None) -> _C.Array:
         """[N, K], [M, K], [M] -> [N, M]"""
-        out = np.empty((len(x), w.rows), np.float32)
-        self._core.linear(x, w.native, bias, out)
-        return out
-
-    def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
-        """x + y, [N, D], in the storage of x."""
-        return np.add(x, y, out=x)
+        return self._core.linear(x, w.native, bias)
 
     def _native(self, batch: Batch) -> _C.Batch:
         """The checked copy of `batch`, made once for all ops of a pass."""
@@ -200,21 +190,19 @@ class CpuBackend:
 
     def store_kv(
         self,
-        qkv: FloatArray,
-        norms: tuple[FloatArray, FloatArray] | None,
-        rope: FloatArray,
+        qkv: _C.Array,
+        norms: tuple[_C.Array, _C.Array] | None,
+        rope: _C.Array,
         eps: float,
         cache: _C.KVCache,
         layer: int,
         batch: Batch,
-    ) -> FloatArray:
+    ) -> _C.Array:
         """Split, normalise, rotate, write k and v to the cache; returns the queries [N, H C]."""
         q_norm, k_norm = norms or (None, None)
-        q = np.empty((len(qkv), qkv.shape[1] - 2 * cache.kv_heads * cache.head_dim), np.float32)
-        self._core.store_kv(qkv, q_norm, k_norm, rope, eps, cache, layer, self._native(batch), q)
-        return q
+        return self._core.store_kv(qkv, q_norm, k_norm, rope, eps, cache, layer, self._native(batch))
 
-    def rope_table(self, inverse_frequencies: Sequence[float], scale: float, positions: int) -> FloatArray:
+    def rope_table(self, inverse_frequencies: Sequence[float], scale: float, positions: int) -> _C.Array:
         """float32 [positions, 2, C / 2]: cos and sin times `scale` of float32 angles."""
         frequencies = np.asarray(inverse_frequencies, np.float32)
         angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies  # [positions, C / 2]
@@ -222,65 +210,48 @@ class CpuBackend:
         np.cos(angles, out=table[:, 0])
         np.sin(angles, out=table[:, 1])
         table *= np.float32(scale)
-        return table
+        return _C.Array(table)
 
-    def attention(self, q: FloatArray, cache: _C.KVCache, layer: int, batch: Batch) -> FloatArray:
+    def attention(self, q: _C.Array, cache: _C.KVCache, layer: int, batch: Batch) -> _C.Array:
         """[N, H C] -> [N, H C]"""
-        out = np.empty(q.shape, np.float32)
-        self._core.attention(q, cache, layer, self._native(batch), out)
-        return out
+        return self._core.attention(q, cache, layer, self._native(batch))
 
-    def swiglu(self, gate_up: FloatArray) -> FloatArray:
+    def swiglu(self, gate_up: _C.Array) -> _C.Array:
         """[N, 2F] -> silu(gate) * up [N, F]"""
-        out = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)
-        self._core.swiglu(gate_up, out)
-        return out
+        return self._core.swiglu(gate_up)
 
     def moe(
-        self, x: FloatArray, router: FloatArray, gate_up: Weight, down: Weight, top_k: int, normalise: bool
-    ) -> FloatArray:
+        self, x: _C.Array, router: _C.Array, gate_up: Weight, down: Weight, top_k: int, normalise: bool
+    ) -> _C.Array:
         """[N, D], router logits [N, E], [E, 2F, D], [E, D, F] -> [N, D]"""
-        out = np.empty(x.shape, np.float32)
-        self._core.moe(x, router, gate_up.native, down.native, top_k, normalise, out)
-        return out
+        return self._core.moe(x, router, gate_up.native, down.native, top_k, normalise)
 
-    def take(self, x: FloatArray, rows: IntArray | Sequence[int]) -> FloatArray:
+    def take(self, x: _C.Array, rows: IntArray | Sequence[int]) -> _C.Array:
         """[N, D], [L] -> [L, D]"""
-        return x[np.asarray(rows, np.int32)]
+        return _C.take(x, np.asarray(rows, np.int32))
 
-    def sample(self, logits: FloatArray, args: Sequence[SampleArgs], num_valid: int) -> list[int]:
+    def sample(self, logits: _C.Array, args: Sequence[SampleArgs], num_valid: int) -> list[int]:
         """[L, V] -> L token ids below num_valid."""
-        numbers = np.array([_numbers(a) for a in args], np.float64).reshape(len(args), 8)
-        bias_values = np.array([value for a in args for value in a.logit_bias.values()], np.float64)
-        bias, bias_starts = _ragged([list(a.logit_bias) for a in args])
-        banned, banned_starts = _ragged([a.banned_ids for a in args])
-        prompt, prompt_starts = _ragged([a.prompt_ids if a.repetition_penalty != 1 else () for a in args])
-        output, output_starts = _ragged([a.output_ids if _penalises(a) else () for a in args])
-        tokens = np.empty(len(args), np.int32)
-        self._core.sample(
-            logits, num_valid, numbers, bias_values, bias, bias_starts, banned, banned_starts,
-            prompt, prompt_starts, output, output_starts, [a.mask for a in args], tokens,
-        )  # fmt: skip
-        result: list[int] = tokens.tolist()
+        result = self._core.sample(logits, num_valid, [_row_args(a) for a in args])
         if min(result, default=0) < 0:
             raise EngineError(_SAMPLE_ERRORS[min(result)])
         return result
 
     def log_probs(
-        self, logits: FloatArray, tokens: Sequence[int], top: int, num_valid: int
+        self, logits: _C.Array, tokens: Sequence[int], top: int, num_valid: int
     ) -> list[tuple[float, list[tuple[int, float]]]]:
         """[L, V], L token ids -> (log-probability of the token, the `top` most likely) of each row."""
         result = []
-        for row, token in zip(logits[:, :num_valid], tokens, strict=True):
+        for row, token in zip(self.to_numpy(logits)[:, :num_valid], tokens, strict=True):
             peak = row.max()
             total = float(peak) + float(np.log(np.exp(row - peak).sum(dtype=np.float64)))
             ids = _largest(row, top)
             result.append((float(row[token]) - total, [(int(i), float(row[i]) - total) for i in ids]))
         return result
 
-    def to_numpy(self, x: FloatArray) -> FloatArray:
-        """[N, D] float32"""
-        return np.asarray(x, np.float32)
+    def to_numpy(self, x: _C.Array) -> FloatArray:
+        """[N, D] float32, in the memory of x"""
+        return np.asarray(x)
 
 
 _SAMPLE_ERRORS = {
@@ -299,14 +270,19 @@ def _largest(row: FloatArray, count: int) -> npt.NDArray[np.intp]:
     return ids[np.argsort(-row[ids], kind="stable")[:count]]
 
 
-def _penalises(args: SampleArgs) -> bool:
-    """Whether the tokens written so far change the logits."""
-    return args.repetition_penalty != 1 or args.presence_penalty != 0 or args.frequency_penalty != 0
-
-
-def _numbers(args: SampleArgs) -> tuple[float, ...]:
-    """The row of numbers that the native sampler reads, in its order."""
-    return (
+def _row_args(args: SampleArgs) -> _C.RowArgs:
+    """What the native sampler reads of one row, in its order. The past counts only where it is penalised."""
+    repeats = args.repetition_penalty != 1
+    penalised = repeats or args.presence_penalty != 0 or args.frequency_penalty != 0
+    numbers = (
         args.temperature, args.top_k, args.top_p, args.min_p, args.uniform,
         args.presence_penalty, args.frequency_penalty, args.repetition_penalty,
     )  # fmt: skip
+    return (
+        numbers,
+        list(args.logit_bias.items()),
+        args.banned_ids,
+        args.prompt_ids if repeats else (),
+        args.output_ids if penalised else (),
+        args.mask,
+    )

@@ -105,14 +105,16 @@ class ReferenceBackend:
         """[N, D], [D] -> [N, D]"""
         return _normalise(x, weight, eps)
 
+    def add_rms_norm(
+        self, x: FloatArray, y: FloatArray, weight: FloatArray, eps: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """[N, D], [N, D], [D] -> x + y and its rms_norm, [N, D] each"""
+        return x + y, _normalise(x + y, weight, eps)
+
     def linear(self, x: FloatArray, w: ReferenceWeight, bias: FloatArray | None = None) -> FloatArray:
         """[N, K], [M, K], [M] -> [N, M]"""
         y = _matmul(x, w.values)
         return y if bias is None else y + bias
-
-    def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
-        """x + y, [N, D]"""
-        return x + y
 
     def store_kv(
         self,

@@ -153,19 +153,17 @@ class Decoder:
         """Compute the batch's tokens into the cache and return the logits of its output rows, [L, V]."""
         b, eps = self.backend, self.config.rms_norm_eps
         rope = self._rope_for(int(batch.context_lens.max()))
+        next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
         h = b.embed(batch.token_ids, self.embedding)  # [N, D]
-        for index, layer in enumerate(self.layers):
-            x = b.rms_norm(h, layer.attention_norm, eps)
+        x = b.rms_norm(h, self.layers[0].attention_norm, eps)  # [N, D]
+        for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
             qkv = b.linear(x, layer.qkv, layer.qkv_bias)  # [N, (H + 2G) C]
             q = b.store_kv(qkv, layer.qk_norms, rope, eps, cache, index, batch)  # [N, H C]
-            x = b.attention(q, cache, index, batch)  # [N, H C]
-            h = b.add(h, b.linear(x, layer.output, layer.output_bias))  # [N, D]
-            x = b.rms_norm(h, layer.mlp_norm, eps)
-            h = b.add(h, self._mlp(x, layer.mlp))
-        h = b.take(h, batch.output_rows)  # [L, D]
-        if not len(batch.output_rows):
-            return h
-        return b.linear(b.rms_norm(h, self.final_norm, eps), self.head)  # [L, V]
+            x = b.linear(b.attention(q, cache, index, batch), layer.output, layer.output_bias)  # [N, D]
+            h, x = b.add_rms_norm(h, x, layer.mlp_norm, eps)
+            h, x = b.add_rms_norm(h, self._mlp(x, layer.mlp), next_norm, eps)
+        x = b.take(x, batch.output_rows)  # [L, D]
+        return b.linear(x, self.head)  # [L, V]
 
     def _mlp(self, x: Array, mlp: Dense | Experts) -> Array:
         """[N, D] -> [N, D]"""
