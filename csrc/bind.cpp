@@ -252,6 +252,27 @@ void sample_rows(Core& core, In<float, 2> logits, int64_t num_valid, In<double, 
     });
 }
 
+size_t probe_scratch(const Core& core) {
+    return static_cast<size_t>(core.pool.threads()) * kLanes * sizeof(int32_t);
+}
+
+int64_t probe_dots(Core& core, int64_t chunks) {
+    in_range("chunks", chunks, 1, kMaxSize);
+    int64_t products = 0;
+    run(core, probe_scratch(core), [&](void* sums) {
+        products = core.ops->probe_dots(core.pool, static_cast<int>(chunks), static_cast<int32_t*>(sums));
+    });
+    return products;
+}
+
+void probe_read(Core& core, In<float, 1> x) {
+    if (x.size() == 0 || x.size() % (1 << 18))
+        fail("floats=" + std::to_string(x.size()) + "; expected a multiple of 262144");
+    run(core, probe_scratch(core), [&](void* sums) {
+        core.ops->probe_read(core.pool, x.data(), x.size(), static_cast<int32_t*>(sums));
+    });
+}
+
 std::vector<std::string> isas() {
     std::vector<std::string> names;
     for (const char* const* name = supported_isas(); *name; ++name) names.emplace_back(*name);
@@ -294,6 +315,8 @@ NB_MODULE(_C, m) {
              nb::arg("eps"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"), raw("q"))
         .def("attention", &attention, raw("q"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"),
              raw("y"))
+        .def("probe_dots", &probe_dots, nb::arg("chunks"), "Int8 products done.")
+        .def("probe_read", &probe_read, raw("x"))
         .def("sample", &sample_rows, raw("logits"), nb::arg("num_valid"), raw("numbers"), raw("bias_values"),
              raw("bias_ids"), raw("bias_starts"), raw("banned"), raw("banned_starts"), raw("prompt"),
              raw("prompt_starts"), raw("output"), raw("output_starts"), nb::arg("masks"), raw("tokens"));
