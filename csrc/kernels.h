@@ -20,6 +20,8 @@ SwigluOp swiglu;
 StoreKvOp store_kv;
 AttentionScratchOp attention_scratch;
 AttentionOp attention;
+ProbeDotsOp probe_dots;
+ProbeReadOp probe_read;
 
 // Hands out pieces of a scratch buffer; with a null buffer it only counts.
 struct Scratch {

@@ -99,6 +99,11 @@ using AttentionScratchOp = size_t(const Pool&, const Cache& cache);
 using AttentionOp = void(Pool&, const float* q /*[N, H C]*/, int heads, const Cache& cache, int layer,
                          const BatchView& batch, float* y /*[N, H C]*/, void* scratch);
 
+// What the machine allows, for a caller who takes the time. Each worker leaves its sums in sums[worker].
+using ProbeDotsOp = int64_t(Pool&, int chunks, int32_t* sums /*[threads, 16]*/);  // int8 products done
+using ProbeReadOp = void(Pool&, const float* x, size_t n /*floats: a multiple of 2^18*/,
+                         int32_t* sums /*[threads, 16]*/);
+
 struct Ops {
     const char* name;
     PackOp* pack;
@@ -113,6 +118,8 @@ struct Ops {
     StoreKvOp* store_kv;
     AttentionScratchOp* attention_scratch;
     AttentionOp* attention;
+    ProbeDotsOp* probe_dots;
+    ProbeReadOp* probe_read;
 };
 
 // The table of a named ISA, or null when this machine (or this build) has none of that name.

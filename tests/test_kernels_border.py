@@ -18,6 +18,7 @@ from deepfast import _C
 from deepfast.backend.base import SampleArgs
 from deepfast.backend.cpu import CpuBackend, aligned_empty
 from deepfast.backend.machine import available_cpus
+from deepfast.backend.probe import int8_peak, read_bandwidth
 from deepfast.backend.quant import ArrayMatrix
 from deepfast.backend.reference import ReferenceBackend, sample_row
 from deepfast.config import ENV_ISA
@@ -279,6 +280,16 @@ class TestThreads:
         wanted = in_numpy(cpu.rms_norm(x, weight, 1e-6))
         for _ in range(300):
             assert np.array_equal(in_numpy(cpu.rms_norm(x, weight, 1e-6)), wanted)
+
+    @pytest.mark.parametrize("isa", ISAS)
+    def test_probes_measure(self, isa: str) -> None:
+        cpu = backend_of(isa)
+        assert read_bandwidth(cpu, size=8 << 20, passes=2) > 1e6
+        assert int8_peak(cpu, passes=2, pass_s=0.001) > 1e6
+        with pytest.raises(ValueError, match="floats=100; expected a multiple of 262144"):
+            cpu.probe_read(numbers(100))
+        with pytest.raises(ValueError, match="chunks=0; expected at least 1"):
+            cpu.probe_dots(0)
 
     def test_available_cpus(self) -> None:
         assert 1 <= available_cpus() <= (os.cpu_count() or 1)

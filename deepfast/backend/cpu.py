@@ -99,6 +99,14 @@ class CpuBackend:
         """Threads that work, the caller's included."""
         return self._core.threads
 
+    def probe_dots(self, chunks: int) -> int:
+        """Run int8 dot products that nobody wants; returns how many products. The caller takes the time."""
+        return self._core.probe_dots(chunks)
+
+    def probe_read(self, x: FloatArray) -> None:
+        """Read an array from end to end; its size is a multiple of 2^18."""
+        self._core.probe_read(x)
+
     def vector(self, values: FloatArray) -> _C.Array:
         """A norm weight or a bias, [D]."""
         return _C.Array(np.ascontiguousarray(values, np.float32))

@@ -1,21 +1,12 @@
-"""What this machine has: processors, free memory, and how fast it reads memory.
+"""What this machine has: processors and free memory.
 
-The last number bounds generation, token by token. In: nothing, or a number of threads. Out: counts, bytes,
-bytes per second. Does not know: models, kernels, what the numbers are compared with.
+In: nothing. Out: counts, bytes. Does not know: models, kernels, what the numbers are compared with.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
-
-ARRAY_BYTES = 256 << 20
-PASSES = 9
 
 
 def available_cpus() -> int:
@@ -57,19 +48,3 @@ def free_memory() -> int:
     except (OSError, ValueError):
         return free
     return min(free, max(int(limit) - used, 0)) if limit.isdigit() else free
-
-
-def read_bandwidth(threads: int, size: int = ARRAY_BYTES, passes: int = PASSES) -> float:
-    """Bytes read per second by `threads` threads together, the median of several passes.
-
-    Each thread takes the largest byte of its own part of an array far larger than the caches: numpy drops the
-    GIL for it and is limited by memory, not by arithmetic.
-    """
-    parts = np.array_split(np.ones(size, np.uint8), threads)
-    seconds = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(passes):
-            start = time.perf_counter()
-            list(pool.map(np.max, parts))
-            seconds.append(time.perf_counter() - start)
-    return size / statistics.median(seconds)
