@@ -212,7 +212,7 @@ Array attention(Core& core, const Array& q, const KVCache& cache, int64_t layer,
     check_cache(cache, layer, batch, q.shape(0));
     const int heads = check_heads(heads_in("columns of q", q.shape(1), cache), cache);
     Array y(q.shape(0), q.shape(1));
-    run(core, core.ops->attention_scratch(core.pool, cache.cache), [&](void* scratch) {
+    run(core, core.ops->attention_scratch(core.pool, heads, cache.cache, batch.view), [&](void* scratch) {
         core.ops->attention(core.pool, q.data(), heads, cache.cache, static_cast<int>(layer), batch.view,
                             y.data(), scratch);
     });
@@ -332,8 +332,8 @@ NB_MODULE(_C, m) {
         .def(nb::init<In<uint8_t, 1>, const std::string&, int64_t, int64_t, int64_t>(), raw("buffer"),
              nb::arg("format"), nb::arg("experts"), nb::arg("rows"), nb::arg("columns"));
     nb::class_<KVCache>(m, "KVCache", "Paged keys and values of all layers.")
-        .def(nb::init<int64_t, int64_t, int64_t, int64_t, bool>(), nb::arg("layers"), nb::arg("blocks"),
-             nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("half"))
+        .def(nb::init<int64_t, int64_t, int64_t, int64_t, const std::string&>(), nb::arg("layers"), nb::arg("blocks"),
+             nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("format"))
         .def_prop_ro("kv_heads", [](const KVCache& c) { return c.cache.heads; })
         .def_prop_ro("head_dim", [](const KVCache& c) { return c.cache.dim; });
     nb::class_<Batch>(m, "Batch", "A checked copy of a batch's integer arrays.")

@@ -21,6 +21,9 @@ struct __m512i {
 struct __m256i {
     uint16_t v[16];
 };
+struct __m128i {
+    int8_t v[16];
+};
 
 template <class To, class F>
 DF_INLINE To emulate(const F& f) {
@@ -78,6 +81,15 @@ DF_INLINE __m256i _mm512_cvtps_ph(__m512 x, int /*nearest*/) {
 }
 DF_INLINE __m512i _mm512_cvtepu16_epi32(__m256i x) {
     return emulate<__m512i>([&](int i) { return uint32_t{x.v[i]}; });
+}
+
+DF_INLINE __m128i _mm_loadu_si128(const __m128i* p) {
+    __m128i y;
+    memcpy(&y, p, sizeof y);
+    return y;
+}
+DF_INLINE __m512i _mm512_cvtepi8_epi32(__m128i x) {
+    return emulate<__m512i>([&](int i) { return static_cast<uint32_t>(int32_t{x.v[i]}); });
 }
 
 DF_INLINE __m512i _mm512_set1_epi32(int32_t x) {

@@ -9,8 +9,11 @@ namespace deepfast::DF_ISA {
 constexpr int kTileRows = 4;  // rows of activations in registers: 16 registers
 constexpr int kTilePanels = 1;
 constexpr int kStreamPanels = 2;
-constexpr int kAttentionRows = 2;
-constexpr int kAttentionSpan = 2;
+constexpr int kAttentionRows = 6;   // query rows that share a vector of keys or values: 12 of 16 registers
+constexpr int kAttentionTile = 6;   // accumulators: query rows x (blocks of keys or vectors of a value)
+constexpr int kAttentionChunk = 2;  // blocks of keys or values, as floats, that stay in the L1 cache
+constexpr int kCodeRows = 2;        // the same for int8 keys: 8 registers of sums, 4 of keys
+constexpr int kCodeSpan = 1;
 
 struct Floats {
     __m256 a, b;
@@ -56,6 +59,11 @@ DF_INLINE Floats load(const Bfloat* p) {
     const auto* bits = reinterpret_cast<const __m128i*>(p);
     return {widen_bfloat(_mm_loadu_si128(bits)), widen_bfloat(_mm_loadu_si128(bits + 1))};
 }
+
+DF_INLINE __m256 widen_bytes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+DF_INLINE Floats load(const int8_t* p) { return {widen_bytes(p), widen_bytes(p + 8)}; }
 
 DF_INLINE Ints round(Floats x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 DF_INLINE Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
@@ -164,5 +172,38 @@ DF_INLINE Ints finish(NibbleDot s) {
     return {_mm256_madd_epi16(s.a, one), _mm256_madd_epi16(s.b, one)};
 }
 DF_INLINE Ints finish(ByteDot s) { return {s.a, s.b}; }
+
+// Int8 keys, four dimensions of 16 positions, against four int16 of a query: exact, for at most 1,024 dims.
+struct QueryWord {
+    int16_t code[4];
+};
+struct KeyCodes {  // four positions each, widened
+    __m256i v[4];
+};
+struct KeyDot {  // two partial sums per position, four positions each
+    __m256i v[4];
+    DF_INLINE KeyDot zero() {
+        const __m256i none = _mm256_setzero_si256();
+        return {{none, none, none, none}};
+    }
+};
+DF_INLINE QueryWord query_word(const int16_t* code) { return {{code[0], code[1], code[2], code[3]}}; }
+DF_INLINE KeyCodes load_keys(const int8_t* p) {
+    const auto* codes = reinterpret_cast<const __m128i*>(p);
+    KeyCodes y;
+    DF_UNROLL
+    for (int i = 0; i < 4; ++i) y.v[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + i));
+    return y;
+}
+DF_INLINE KeyDot dot(KeyDot s, const KeyCodes& k, const QueryWord& q) {
+    const __m256i x = _mm256_set1_epi64x(bit_cast<int64_t>(q));
+    DF_UNROLL
+    for (int i = 0; i < 4; ++i) s.v[i] = _mm256_add_epi32(s.v[i], _mm256_madd_epi16(k.v[i], x));
+    return s;
+}
+DF_INLINE Ints finish(const KeyDot& s, int32_t /*q_sum*/) {
+    return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(s.v[0], s.v[1]), 0xd8),
+            _mm256_permute4x64_epi64(_mm256_hadd_epi32(s.v[2], s.v[3]), 0xd8)};
+}
 
 }  // namespace deepfast::DF_ISA

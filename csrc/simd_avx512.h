@@ -14,8 +14,11 @@ namespace deepfast::DF_ISA {
 constexpr int kTileRows = 8;      // rows of activations in registers: 32 registers
 constexpr int kTilePanels = 2;    // panels of weights beside them
 constexpr int kStreamPanels = 4;  // panels at once when there is one row
-constexpr int kAttentionRows = 4;
-constexpr int kAttentionSpan = 4;  // blocks of keys, or vectors of a value, beside them
+constexpr int kAttentionRows = 8;   // query rows that share a vector of keys or values: 24 of 32 registers
+constexpr int kAttentionTile = 24;  // accumulators: query rows x (blocks of keys or vectors of a value)
+constexpr int kAttentionChunk = 4;  // blocks of keys or values, as floats, that stay in the L1 cache
+constexpr int kCodeRows = 4;        // the same for int8 keys: 16 registers of sums
+constexpr int kCodeSpan = 2;
 
 struct Floats {
     __m512 v;
@@ -46,6 +49,11 @@ DF_INLINE void store(Half* p, Floats x) {
 DF_INLINE Floats load(const Bfloat* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+
+DF_INLINE Floats load(const int8_t* p) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
 }
 
 DF_INLINE Ints round(Floats x) { return {_mm512_cvtps_epi32(x.v)}; }
@@ -120,5 +128,39 @@ DF_INLINE ByteDot dot(ByteDot a, Bytes w, int32_t x) {
 }
 DF_INLINE Ints finish(NibbleDot a) { return {a.v}; }
 DF_INLINE Ints finish(ByteDot a) { return {a.v}; }
+
+// Int8 keys, four dimensions of 16 positions, against four int16 of a query as 128 high + low: exact, for at
+// most 1,024 dims. Parts of the sum may wrap around 2^32, the whole does not.
+struct QueryWord {
+    int8_t high[4], low[4];
+};
+struct KeyCodes {  // plus 128, as unsigned bytes
+    __m512i v;
+};
+struct KeyDot {
+    __m512i high, low;
+    DF_INLINE KeyDot zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+};
+DF_INLINE QueryWord query_word(const int16_t* code) {
+    QueryWord q;
+    for (int i = 0; i < 4; ++i) {
+        q.high[i] = static_cast<int8_t>((code[i] + 64) >> 7);
+        q.low[i] = static_cast<int8_t>(code[i] - 128 * q.high[i]);
+    }
+    return q;
+}
+DF_INLINE KeyCodes load_keys(const int8_t* p) {
+    return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(-128)))};
+}
+DF_INLINE KeyDot dot(KeyDot s, const KeyCodes& k, const QueryWord& q) {
+    return {_mm512_dpbusd_epi32(s.high, k.v, _mm512_set1_epi32(bit_cast<int32_t>(q.high))),
+            _mm512_dpbusd_epi32(s.low, k.v, _mm512_set1_epi32(bit_cast<int32_t>(q.low)))};
+}
+// `q_sum` is the sum of the query's codes.
+DF_INLINE Ints finish(const KeyDot& s, int32_t q_sum) {
+    const auto offset = static_cast<int32_t>(static_cast<uint32_t>(q_sum) << 7);
+    return {_mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s.high, 7), s.low),
+                             _mm512_set1_epi32(offset))};
+}
 
 }  // namespace deepfast::DF_ISA

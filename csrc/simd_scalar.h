@@ -7,8 +7,11 @@ namespace deepfast::DF_ISA {
 constexpr int kTileRows = 2;
 constexpr int kTilePanels = 1;
 constexpr int kStreamPanels = 1;
-constexpr int kAttentionRows = 2;
-constexpr int kAttentionSpan = 1;
+constexpr int kAttentionRows = 2;   // query rows that share a vector of keys or values
+constexpr int kAttentionTile = 2;   // query rows x (blocks of keys or vectors of a value)
+constexpr int kAttentionChunk = 2;  // blocks of keys or values, as floats, that stay in the L1 cache
+constexpr int kCodeRows = 1;        // the same for int8 keys
+constexpr int kCodeSpan = 1;
 
 struct Floats {
     float v[kLanes];
@@ -36,6 +39,9 @@ DF_INLINE Floats load(const Half* p) {
 }
 DF_INLINE Floats load(const Bfloat* p) {
     return lanes([&](int i) { return to_float(p[i]); });
+}
+DF_INLINE Floats load(const int8_t* p) {
+    return lanes([&](int i) { return static_cast<float>(p[i]); });
 }
 DF_INLINE void store(float* p, Floats x) { memcpy(p, x.v, sizeof x.v); }
 DF_INLINE void store(Half* p, Floats x) {
@@ -155,6 +161,36 @@ DF_INLINE Sum dot(Sum s, const typename Sum::Codes& w, int32_t x) {
 }
 template <class Sum>
 DF_INLINE Ints finish(const Sum& s) {
+    Ints y;
+    memcpy(y.v, s.v, sizeof y.v);
+    return y;
+}
+
+// Int8 keys, four dimensions of 16 positions, against four int16 of a query: exact, for at most 1,024 dims.
+struct QueryWord {
+    int16_t code[4];
+};
+struct KeyCodes {
+    int16_t v[4 * kLanes];
+};
+struct KeyDot {
+    int32_t v[kLanes];
+    DF_INLINE KeyDot zero() { return {}; }
+};
+DF_INLINE QueryWord query_word(const int16_t* code) { return {{code[0], code[1], code[2], code[3]}}; }
+DF_INLINE KeyCodes load_keys(const int8_t* p) {
+    KeyCodes y;
+    for (int i = 0; i < 4 * kLanes; ++i) y.v[i] = p[i];
+    return y;
+}
+DF_INLINE KeyDot dot(KeyDot s, const KeyCodes& k, const QueryWord& q) {
+    for (int i = 0; i < kLanes; ++i) {
+        const int16_t* w = k.v + 4 * i;
+        s.v[i] += w[0] * q.code[0] + w[1] * q.code[1] + w[2] * q.code[2] + w[3] * q.code[3];
+    }
+    return s;
+}
+DF_INLINE Ints finish(const KeyDot& s, int32_t /*q_sum*/) {
     Ints y;
     memcpy(y.v, s.v, sizeof y.v);
     return y;

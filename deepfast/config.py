@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .types import ModelError, SamplingParams, UsageError
 
@@ -20,9 +20,8 @@ ENV_THREADS = "DEEPFAST_THREADS"  # worker threads of the native core
 ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by the native core)
 
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
-KVFormat = Literal["f32", "f16"]
+KVFormat = Literal["f32", "f16", "q8"]
 
-KV_BYTES: dict[KVFormat, int] = {"f32": 4, "f16": 2}  # of one number
 BUNDLED_NAME = "deepfast-nano"  # the model that ships with the package
 ANSWER_RESERVE = 256  # tokens kept free for the answer, at most a quarter of what the request may generate
 MAX_WAITS = 6  # times that one thought is extended by "Wait" (s1, arXiv 2501.19393: it flattens there)
@@ -305,11 +304,18 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} is below 1. Give a positive number.")
-        for name, known in (("backend", ("cpu", "reference")), ("kv", tuple(KV_BYTES))):
+        for name, known in (("backend", ("cpu", "reference")), ("kv", get_args(KVFormat))):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}={getattr(self, name)!r} is unknown. Use {' or '.join(known)}.")
 
 
+def kv_head_bytes(head_dim: int, kv: KVFormat) -> int:
+    """Bytes of the key and the value of one KV head at one position of one layer."""
+    if kv == "q8":
+        return 2 * (-(-head_dim // 4) * 4 + 2)  # codes, padded to words of four, and a float16 scale
+    return 2 * head_dim * (2 if kv == "f16" else 4)
+
+
 def kv_bytes_per_token(model: ModelConfig, kv: KVFormat) -> int:
     """Bytes of keys and values that one position takes over all layers."""
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * KV_BYTES[kv]
+    return model.num_layers * model.num_kv_heads * kv_head_bytes(model.head_dim, kv)

@@ -22,7 +22,7 @@ except ImportError as error:
         "the native core is missing: this is the source tree, not the installed package. "
         "Start Python in another directory, or install with pip install -e ."
     ) from error
-from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat
+from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat, kv_head_bytes
 from ..types import EngineError, UsageError
 from .base import Batch, FloatArray, IntArray, SampleArgs
 from .machine import available_cpus
@@ -164,9 +164,9 @@ class CpuBackend:
     ) -> _C.KVCache:
         """An empty paged KV cache."""
         try:
-            return _C.KVCache(layers, blocks, kv_heads, head_dim, format == "f16")
+            return _C.KVCache(layers, blocks, kv_heads, head_dim, format)
         except MemoryError as error:
-            size = 2 * layers * blocks * BLOCK_SIZE * kv_heads * head_dim * (2 if format == "f16" else 4)
+            size = layers * blocks * BLOCK_SIZE * kv_heads * kv_head_bytes(head_dim, format)
             raise UsageError(
                 f"a KV cache of {size / 2**20:.0f} MiB does not fit in memory. Lower max_kv_tokens."
             ) from error

@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from ..config import ENV_MODEL, EngineConfig
+from ..config import ENV_MODEL, EngineConfig, KVFormat
 from ..types import ControlError, Grammar, Mode, SamplingParams, Thinking, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def engine_options(command: Command) -> Command:
         click.option("--quantize", type=click.Choice(["q8", "q4"]), help="Quantise weights while loading."),
         click.option("--threads", type=positive, metavar="N", help="Worker threads. Default: one per core."),
         click.option("--context", type=positive, metavar="N", help="Positions a conversation may have."),
-        click.option("--kv", type=click.Choice(["f16", "f32"]), help="Number format of the KV cache."),
+        click.option("--kv", type=click.Choice(get_args(KVFormat)), help="Number format of the KV cache."),
     )
 
 
