@@ -182,12 +182,12 @@ def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _weight_bits(raw: Mapping[str, Any]) -> tuple[int, bool]:
-    """(8 or 4, is it packed?) for a checkpoint in our own format, (0, False) for a plain one; anything else
-    is refused by name."""
+def _own_format(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """weight_bits and packed of a checkpoint in our own format, nothing for a plain one; anything else is
+    refused by name."""
     quant = _table(raw, "quantization_config")
     if not quant:
-        return 0, False
+        return {}
     method, bits, group = (quant.get(k) for k in ("quant_method", "bits", "group_size"))
     packed = "layout" in quant
     if method != "deepfast" or bits not in ((4, 8) if packed else (8,)) or group != GROUP_SIZE:
@@ -200,7 +200,7 @@ def _weight_bits(raw: Mapping[str, Any]) -> tuple[int, bool]:
             f"config.json: the weights are packed in layout {quant['layout']!r}; this version reads layout "
             f"{PACKED_LAYOUT}. Run deepfast quantize on the original again."
         )
-    return 4 if bits == 4 else 8, packed
+    return {"weight_bits": bits, "packed": packed}
 
 
 def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
@@ -228,7 +228,6 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
     if raw.get("hidden_act", "silu") != "silu":
         raise ModelError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; expected 'silu'.")
     theta, yarn = _rope(raw)
-    bits, packed = _weight_bits(raw)
     known = {"num_experts": raw.get("num_local_experts"), **raw}  # transformers 5 writes the other name
     experts = _number(known, "num_experts", int, 1, 4096) if moe else 0
     step = _number({"decoder_sparse_step": 1, **raw}, "decoder_sparse_step", int, 1, big) if moe else 1
@@ -262,8 +261,7 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
         norm_topk_prob=bool(raw.get("norm_topk_prob", False)),
         sparse_layers=frozenset(sparse),
         eos_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int),
-        weight_bits=bits,
-        packed=packed,
+        **_own_format(raw),
     )
 
 
