@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..backend.cpu import CpuBackend
+from ..backend.cpu import CpuBackend, Weight
 from ..config import GROUP_SIZE, PACKED_LAYOUT
 from ..types import UsageError
 from .load import Progress, load_tensors, model_stacks, stack_format
@@ -111,8 +111,8 @@ def _write_weights(
     with path.open("wb") as file:
         write_header(file, [*plan.weights, *plan.vectors], plan.metadata)
         for _, tensor in load_tensors(checkpoint, backend, format):
-            if isinstance(tensor, np.ndarray):
-                vectors.append(tensor)
+            if not isinstance(tensor, Weight):
+                vectors.append(np.asarray(tensor))
                 continue
             file.write(tensor.buffer.data)
             written += tensor.buffer.size
