@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from deepfast.config import ModelConfig
-from deepfast.model.decoder import parameter_count, tensor_shapes
+from deepfast.model.shapes import parameter_count, tensor_shapes
 
 COMMON = {
     "architectures": ["Qwen3ForCausalLM"],

@@ -31,6 +31,8 @@ enum class KVFormat : int32_t { f32 = 0, f16 = 1, q8 = 2 };
 //   w = d q q4          codes  [P][Q][4][16][4], word w: low nibble k = 8 w + j, high nibble k = 8 w + 4 + j;
 //               scales [P][Q][16] f16; w = d (q - 8)
 //   q4_min      as q4, then minimums [P][Q][16] f16; w = d q + m
+// Little-endian, and the same for every ISA: files are written in it and mapped (model/packed.py). Whoever
+// changes this picture raises PACKED_LAYOUT in config.py, so that old files are refused.
 struct Packed {
     uint8_t* data;
     Format format;

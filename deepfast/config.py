@@ -28,6 +28,7 @@ MAX_WAITS = 6  # times that one thought is extended by "Wait" (s1, arXiv 2501.19
 MAX_DRAFT = 8  # tokens that speculation proposes at once
 BLOCK_SIZE = 16  # KV positions per block: the lanes of one vector register
 GROUP_SIZE = 32  # weights that share a scale in q4 and q8
+PACKED_LAYOUT = 1  # of the picture at `Packed` in csrc/ops.h; raise it whenever that picture changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class ModelConfig:
     norm_topk_prob: bool = False
     sparse_layers: frozenset[int] = frozenset()
     eos_ids: tuple[int, ...] = ()
-    weight_bits: int = 0  # 8 when the checkpoint itself is quantised in our format, 0 otherwise
+    weight_bits: int = 0  # 8 or 4 when the checkpoint itself is quantised in our format, 0 otherwise
+    packed: bool = False  # its matrices lie in the layout that the kernels read (`deepfast quantize`)
 
     def inverse_frequencies(self) -> list[float]:
         """RoPE angle per position for each pair of dimensions, [head_dim / 2] (YaRN: arXiv 2309.00071)."""
@@ -179,16 +181,25 @@ def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _weight_bits(raw: Mapping[str, Any]) -> int:
-    """8 for a checkpoint in our own q8 format, 0 for a plain one; anything else is refused by name."""
+def _own_format(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """weight_bits and packed of a checkpoint in our own format, nothing for a plain one; anything else is
+    refused by name."""
     quant = _table(raw, "quantization_config")
+    if not quant:
+        return {}
     method, bits, group = (quant.get(k) for k in ("quant_method", "bits", "group_size"))
-    if quant and (method != "deepfast" or bits != 8 or group != GROUP_SIZE):
+    packed = "layout" in quant
+    if method != "deepfast" or bits not in ((4, 8) if packed else (8,)) or group != GROUP_SIZE:
         raise ModelError(
             f"config.json: quantization {method!r} with {bits} bits in groups of {group} is not supported; "
             f"expected no quantization_config, or 'deepfast' with 8 bits in groups of {GROUP_SIZE}."
         )
-    return 8 if quant else 0
+    if packed and quant["layout"] != PACKED_LAYOUT:
+        raise ModelError(
+            f"config.json: the weights are packed in layout {quant['layout']!r}; this version reads layout "
+            f"{PACKED_LAYOUT}. Run deepfast quantize on the original again."
+        )
+    return {"weight_bits": bits, "packed": packed}
 
 
 def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
@@ -249,7 +260,7 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
         norm_topk_prob=bool(raw.get("norm_topk_prob", False)),
         sparse_layers=frozenset(sparse),
         eos_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int),
-        weight_bits=_weight_bits(raw),
+        **_own_format(raw),
     )
 
 

@@ -23,7 +23,7 @@ except ImportError as error:
         "Start Python in another directory, or install with pip install -e ."
     ) from error
 from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat, kv_head_bytes
-from ..types import EngineError, UsageError
+from ..types import EngineError, ModelError, UsageError
 from .base import Batch, FloatArray, IntArray, SampleArgs
 from .machine import available_cpus
 
@@ -133,6 +133,19 @@ class CpuBackend:
             else:
                 self._pack_floats(weight, expert, parts)
         return weight
+
+    def packed_bytes(self, format: WeightFormat, experts: int, rows: int, columns: int) -> int:
+        """Bytes of matrices [E, M, K] in the packed layout."""
+        return _C.packed_bytes(format, experts, rows, columns)
+
+    def mapped(self, matrix: Any) -> Weight:
+        """Packed matrices [E, M, K] of a file, used where they lie. Raises ModelError when they cannot be."""
+        shape = matrix.experts, matrix.rows, matrix.columns
+        try:
+            native = _C.Matrix(matrix.data, matrix.format, *shape)
+        except ValueError as error:
+            raise ModelError(f"{matrix.name} is damaged: {error}. Run deepfast quantize again.") from error
+        return Weight(matrix.format, *shape, matrix.data, native)
 
     def _pack_floats(self, weight: Weight, expert: int, parts: Sequence[Any]) -> None:
         """Rows [M, K] in float32, rounded to the format."""

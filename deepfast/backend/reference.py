@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import BLOCK_SIZE, KVFormat, WeightFormat
-from ..types import EngineError
+from ..types import EngineError, ModelError
 from .base import Batch, FloatArray, IntArray, SampleArgs
 from .quant import dequantise_q8, rounded, rounded_heads
 
@@ -89,6 +89,12 @@ class ReferenceBackend:
     def pack_experts(self, experts: Sequence[Sequence[Any]], format: WeightFormat) -> ReferenceWeight:
         """E stacks of parts -> [E, M, K]"""
         return ReferenceWeight(format, np.stack([_stack(parts, format) for parts in experts]))
+
+    def mapped(self, matrix: Any) -> ReferenceWeight:
+        """Refused: the packed layout is the native core's own."""
+        raise ModelError(
+            f"{matrix.name} is packed; the reference backend reads plain checkpoints only. Use backend 'cpu'."
+        )
 
     def new_cache(
         self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat

@@ -21,7 +21,7 @@ import click
 from ..config import BLOCK_SIZE, EngineConfig, ModelConfig, WeightFormat, kv_bytes_per_token
 from ..types import SamplingParams, UsageError
 from .options import engine_config, engine_options, open_llm
-from .show import idle_expert_parameters, stored_format
+from .show import idle_expert_parameters
 from .terminal import note
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     from ..model.weights import Checkpoint
 
     checkpoint = Checkpoint.open(hub.resolve(options["model"]))
-    config, stored = checkpoint.config, stored_format(checkpoint)
+    config, stored = checkpoint.config, checkpoint.stored
     asked = engine_config(options)
     context = min(asked.max_context or config.max_positions, config.max_positions)
     plan = make_plan(context, quick)
@@ -175,7 +175,7 @@ def _measure_generation(
 
 def weight_bytes_read(config: ModelConfig, format: WeightFormat, batch: int) -> float:
     """Bytes of weights that a step of `batch` tokens reads: no idle experts, no untied embedding table."""
-    from ..model.decoder import parameter_count, weight_bytes
+    from ..model.shapes import parameter_count, weight_bytes
 
     total = parameter_count(config)
     unread = idle_expert_parameters(config, batch)
