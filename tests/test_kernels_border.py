@@ -236,7 +236,9 @@ def bad_batches(cpu: CpuBackend) -> dict[str, Any]:
         "rows not of the batch": lambda: core.attention(numbers(2, 16), cache, 0, one),
         "position beyond rope": lambda: core.store_kv(qkv, none, none, rope, 1e-6, cache, 0, far),
         "rope too narrow": lambda: core.store_kv(qkv, none, none, thin, 1e-6, cache, 0, one),
-        "rope of two dimensions": lambda: core.store_kv(qkv, none, none, numbers(16, 16), 1e-6, cache, 0, one),
+        "rope of two dimensions": lambda: core.store_kv(
+            qkv, none, none, numbers(16, 16), 1e-6, cache, 0, one
+        ),
         "no queries": lambda: core.store_kv(numbers(1, 32), none, none, rope, 1e-6, cache, 0, one),
         "one norm of two": lambda: core.store_kv(qkv, numbers(16), none, rope, 1e-6, cache, 0, one),
     }

@@ -168,9 +168,7 @@ class CpuBackend:
 
     def unpack(self, weight: Weight, expert: int = 0) -> FloatArray:
         """The values that a packed matrix stands for, [M, K]: for tests and inspection."""
-        return np.asarray(
-            self._core.embed(np.arange(weight.rows, dtype=np.int32), weight.native, expert)
-        )
+        return np.asarray(self._core.embed(np.arange(weight.rows, dtype=np.int32), weight.native, expert))
 
     def new_cache(
         self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat

@@ -185,7 +185,7 @@ def weight_bytes_read(config: ModelConfig, format: WeightFormat, batch: int) -> 
 
 def products_per_token(config: ModelConfig) -> int:
     """Products of a prompt's token with the matrices; the vocabulary is for the last token alone."""
-    from ..model.decoder import parameter_count
+    from ..model.shapes import parameter_count
 
     tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
     return parameter_count(config) - idle_expert_parameters(config, 1) - tables
