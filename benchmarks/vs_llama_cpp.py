@@ -150,7 +150,6 @@ class Run:
             orders = [measure.order for measure in self._plan.values() if name in settings_of(measure)]
             depths = [order.get("depth", order["tokens"]) for order in orders]
             self._children[name] = self._make(name, depths)
-            self.samples["facts"][name] = self._children[name].do(do="facts")
         return self._children[name]
 
     @property
@@ -213,6 +212,10 @@ class Run:
             if middle[setting] < GIVEN_UP * max(rivals):
                 self.given_up.setdefault(name, []).append(setting)
                 print(f"{name}: {setting} is given up at {middle[setting]:.2f} tok/s")
+
+    def facts(self) -> None:
+        """Note what ran in every child."""
+        self.samples["facts"] = {name: child.do(do="facts") for name, child in self._children.items()}
 
     def machine(self) -> dict[str, float]:
         """The medians of all probes."""
@@ -346,6 +349,8 @@ def main() -> None:
 
     noisy = args.noisy or "noisy_generate_0" in (args.only or ())
     measures = {n: m for n, m in plan(args.quick, noisy).items() if not args.only or n in args.only}
+    if not measures:
+        parser.error("--quick leaves out what --only names. Drop one of the two.")
     path = model_directory(args)
     with Run(args, path, gguf_of(path), measures, end) as run:
         run.samples |= machine_facts()
@@ -353,6 +358,7 @@ def main() -> None:
             f"{run.samples['cpu']}, {args.threads} threads; {run.samples['date']}; {run.samples['versions']}"
         )
         take_samples(run, measures, starts=2 if args.quick else 3)
+        run.facts()
         result = summary(run.samples["measures"])
         print_tables(run, result)
         if args.json:
