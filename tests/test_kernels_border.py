@@ -88,7 +88,7 @@ class TestSample:
         args = [sample_args(uniform=i / 50) for i in range(49)] + [sample_args(temperature=0.0)]
         assert max(cpu.sample(logits, args, 30)) < 30
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
     def test_a_damaged_row_is_an_error(self, cpu: CpuBackend, value: float) -> None:
         logits = numbers(2, 100)
         logits[1, 50] = value
