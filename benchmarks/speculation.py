@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     runs, limit = (1, 150) if args.quick else (args.runs, 2048)
-    path = model_directory(parser, args)
+    path = model_directory(args)
     costs = {}
     with LLM(path, quantize="q4", config=EngineConfig(max_context=4096, max_kv_tokens=4096)) as llm:
         for depth in () if args.text else DEPTHS:

@@ -212,7 +212,7 @@ Array attention(Core& core, const Array& q, const KVCache& cache, int64_t layer,
     check_cache(cache, layer, batch, q.shape(0));
     const int heads = check_heads(heads_in("columns of q", q.shape(1), cache), cache);
     Array y(q.shape(0), q.shape(1));
-    run(core, core.ops->attention_scratch(core.pool, cache.cache), [&](void* scratch) {
+    run(core, core.ops->attention_scratch(core.pool, heads, cache.cache, batch.view), [&](void* scratch) {
         core.ops->attention(core.pool, q.data(), heads, cache.cache, static_cast<int>(layer), batch.view,
                             y.data(), scratch);
     });
@@ -284,6 +284,27 @@ nb::dict array_interface(const Array& a) {
     return found;
 }
 
+size_t probe_scratch(const Core& core) {
+    return static_cast<size_t>(core.pool.threads()) * kLanes * sizeof(int32_t);
+}
+
+int64_t probe_dots(Core& core, int64_t chunks) {
+    in_range("chunks", chunks, 1, kMaxSize);
+    int64_t products = 0;
+    run(core, probe_scratch(core), [&](void* sums) {
+        products = core.ops->probe_dots(core.pool, static_cast<int>(chunks), static_cast<int32_t*>(sums));
+    });
+    return products;
+}
+
+void probe_read(Core& core, In<float, 1> x) {
+    if (x.size() == 0 || x.size() % (1 << 18))
+        fail("floats=" + std::to_string(x.size()) + "; expected a multiple of 262144");
+    run(core, probe_scratch(core), [&](void* sums) {
+        core.ops->probe_read(core.pool, x.data(), x.size(), static_cast<int32_t*>(sums));
+    });
+}
+
 std::vector<std::string> isas() {
     std::vector<std::string> names;
     for (const char* const* name = supported_isas(); *name; ++name) names.emplace_back(*name);
@@ -311,8 +332,8 @@ NB_MODULE(_C, m) {
         .def(nb::init<In<uint8_t, 1>, const std::string&, int64_t, int64_t, int64_t>(), raw("buffer"),
              nb::arg("format"), nb::arg("experts"), nb::arg("rows"), nb::arg("columns"));
     nb::class_<KVCache>(m, "KVCache", "Paged keys and values of all layers.")
-        .def(nb::init<int64_t, int64_t, int64_t, int64_t, bool>(), nb::arg("layers"), nb::arg("blocks"),
-             nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("half"))
+        .def(nb::init<int64_t, int64_t, int64_t, int64_t, const std::string&>(), nb::arg("layers"), nb::arg("blocks"),
+             nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("format"))
         .def_prop_ro("kv_heads", [](const KVCache& c) { return c.cache.heads; })
         .def_prop_ro("head_dim", [](const KVCache& c) { return c.cache.dim; });
     nb::class_<Batch>(m, "Batch", "A checked copy of a batch's integer arrays.")
@@ -336,5 +357,7 @@ NB_MODULE(_C, m) {
         .def("store_kv", &store_kv, nb::arg("qkv"), nb::arg("q_norm").none(), nb::arg("k_norm").none(),
              nb::arg("rope"), nb::arg("eps"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"))
         .def("attention", &attention, nb::arg("q"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"))
+        .def("probe_dots", &probe_dots, nb::arg("chunks"), "Int8 products done.")
+        .def("probe_read", &probe_read, raw("x"))
         .def("sample", &sample_rows, nb::arg("logits"), nb::arg("num_valid"), nb::arg("rows"));
 }

@@ -61,6 +61,14 @@ Format format_named(const std::string& name) {
     fail("format '" + name + "' is unknown; expected f32, bf16, q8, q4 or q4_min");
 }
 
+constexpr const char* kKVFormats[] = {"f32", "f16", "q8"};
+
+KVFormat kv_format_named(const std::string& name) {
+    for (int i = 0; i < 3; ++i)
+        if (name == kKVFormats[i]) return static_cast<KVFormat>(i);
+    fail("KV format '" + name + "' is unknown; expected f32, f16 or q8");
+}
+
 // Memory of whole cache lines, freed with its owner; zeroed lazily by the system when `zeroed`.
 class Buffer {
   public:
@@ -151,27 +159,25 @@ size_t packed_bytes(const std::string& format, int64_t experts, int64_t rows, in
 }
 
 struct KVCache {
-    Buffer keys, values;
+    Buffer pages;
     Cache cache;
 
-    KVCache(int64_t layers, int64_t blocks, int64_t heads, int64_t dim, bool half) {
+    KVCache(int64_t layers, int64_t blocks, int64_t heads, int64_t dim, const std::string& format) {
         in_range("layers", layers, 1, 1 << 16);
         in_range("blocks", blocks, 1, kMaxSize);
         in_range("kv_heads", heads, 1, 1 << 16);
         in_range("head_dim", dim, 2, kMaxHeadDim + 1);
         if (dim % 2) fail("head_dim=" + std::to_string(dim) + "; expected an even number");
-        const double values_of = static_cast<double>(layers) * blocks * heads * dim * kLanes;
-        if (values_of > 1e15) throw std::bad_alloc();
-        const size_t bytes = static_cast<size_t>(layers * blocks * heads * dim) * kLanes * (half ? 2 : 4);
-        keys = Buffer(bytes, true);
-        values = Buffer(bytes, true);
-        cache = Cache{keys.data(),
-                      values.data(),
-                      half,
+        cache = Cache{nullptr,
+                      kv_format_named(format),
                       static_cast<int32_t>(layers),
                       static_cast<int32_t>(blocks),
                       static_cast<int32_t>(heads),
                       static_cast<int32_t>(dim)};
+        const size_t page = page_of(cache.format, cache.dim).bytes;
+        if (static_cast<double>(layers) * blocks * heads * page > 1e15) throw std::bad_alloc();
+        pages = Buffer(static_cast<size_t>(layers * blocks * heads) * page, true);
+        cache.pages = static_cast<uint8_t*>(pages.data());
     }
 };
 

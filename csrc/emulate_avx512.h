@@ -21,6 +21,9 @@ struct __m512i {
 struct __m256i {
     uint16_t v[16];
 };
+struct __m128i {
+    int8_t v[16];
+};
 
 template <class To, class F>
 DF_INLINE To emulate(const F& f) {
@@ -80,6 +83,15 @@ DF_INLINE __m512i _mm512_cvtepu16_epi32(__m256i x) {
     return emulate<__m512i>([&](int i) { return uint32_t{x.v[i]}; });
 }
 
+DF_INLINE __m128i _mm_loadu_si128(const __m128i* p) {
+    __m128i y;
+    memcpy(&y, p, sizeof y);
+    return y;
+}
+DF_INLINE __m512i _mm512_cvtepi8_epi32(__m128i x) {
+    return emulate<__m512i>([&](int i) { return static_cast<uint32_t>(int32_t{x.v[i]}); });
+}
+
 DF_INLINE __m512i _mm512_set1_epi32(int32_t x) {
     return emulate<__m512i>([&](int) { return static_cast<uint32_t>(x); });
 }
@@ -121,6 +133,13 @@ DF_INLINE __m512i _mm512_cvtps_epi32(__m512 x) {  // nearest, ties to even; 0x80
         return fits ? static_cast<uint32_t>(static_cast<int32_t>(rintf(x.v[i]))) : 0x80000000u;
     });
 }
+struct __m128i {
+    int8_t v[16];
+};
+DF_INLINE __m128i _mm512_cvtepi32_epi8(__m512i x) {
+    return emulate<__m128i>([&](int i) { return static_cast<int8_t>(static_cast<uint8_t>(x.v[i])); });
+}
+DF_INLINE void _mm_storeu_si128(__m128i* p, __m128i x) { memcpy(p, &x, sizeof x); }
 DF_INLINE __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a,
                                       __m512i b) {  // unsigned bytes of a, signed of b
     return emulate<__m512i>([&](int i) {

@@ -20,6 +20,8 @@ SwigluOp swiglu;
 StoreKvOp store_kv;
 AttentionScratchOp attention_scratch;
 AttentionOp attention;
+ProbeDotsOp probe_dots;
+ProbeReadOp probe_read;
 
 // Hands out pieces of a scratch buffer; with a null buffer it only counts.
 struct Scratch {
@@ -40,7 +42,7 @@ struct Inputs {
     size_t stride;        // K
     int8_t* codes;        // [N, 32 Q] in -127..127
     float* scales;        // [N, Q], NaN where the group holds NaN or infinity
-    int32_t* sums;        // [N, Q] of the group's codes
+    int32_t* offsets;     // [N, Q] what the dot products of the group start from (linear.cpp)
 };
 
 // Places (or, with a null scratch, counts) what `n` rows of inputs to `w` need.

@@ -1,5 +1,5 @@
-// Where things lie inside a packed matrix (the picture is at `Packed` in ops.h). Sizes and offsets only, no
-// data.
+// Where things lie inside a packed matrix and a page of the KV cache (the pictures are in ops.h). Sizes and
+// offsets only, no data.
 #pragma once
 
 #include "ops.h"
@@ -7,7 +7,7 @@
 namespace deepfast {
 
 static inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
-static inline bool is_grouped(Format f) { return f == Format::q8 || f == Format::q4 || f == Format::q4_min; }
+static inline constexpr bool is_grouped(Format f) { return f == Format::q8 || f == Format::q4 || f == Format::q4_min; }
 
 // One packed matrix: how many panels and groups, and the byte offsets of its parts.
 struct Layout {
@@ -40,6 +40,28 @@ static inline Layout layout_of(Format format, int rows, int columns) {
 
 static inline uint8_t* matrix_of(const Packed& w, int expert) {
     return w.data + static_cast<size_t>(expert) * layout_of(w.format, w.rows, w.columns).bytes;
+}
+
+// One page of the KV cache, keys first: byte offsets of the other parts.
+struct PageLayout {
+    int columns;    // values per position: C, for q8 padded to 4
+    size_t scales;  // of the keys, then of the values; q8 only
+    size_t values;
+    size_t bytes;
+};
+
+static inline PageLayout page_of(KVFormat format, int dim) {
+    const bool coded = format == KVFormat::q8;
+    const int columns = coded ? (dim + 3) / 4 * 4 : dim;
+    const size_t keys = static_cast<size_t>(columns * kLanes) * (coded ? 1 : format == KVFormat::f16 ? 2 : 4);
+    const size_t values = keys + (coded ? 2 * kLanes * 2 : 0);
+    return {columns, keys, values, values + keys};
+}
+
+// The page of KV head 0; those of the other heads follow it.
+static inline uint8_t* pages_of(const Cache& c, int layer, int block) {
+    const size_t at = static_cast<size_t>(layer) * static_cast<size_t>(c.blocks) + static_cast<size_t>(block);
+    return c.pages + at * static_cast<size_t>(c.heads) * page_of(c.format, c.dim).bytes;
 }
 
 }  // namespace deepfast

@@ -36,15 +36,53 @@ void rotate(const float* x, const float* table, int dim, float* y) {
     }
 }
 
-// One head's key into lane `offset` of its block [C][16], its value into row `offset` of [16][C].
+// Where one head's key and value go: lane or row `offset` of its page.
+struct Slot {
+    uint8_t* page;
+    PageLayout layout;
+    int offset;
+};
+
 template <class E>
-void store_head(const float* key, const float* value, int dim, int offset, E* keys, E* values) {
+void store_head(const float* key, const float* value, int dim, const Slot& slot) {
     alignas(64) E column[kMaxHeadDim];
+    auto* keys = reinterpret_cast<E*>(slot.page) + slot.offset;
+    auto* values = reinterpret_cast<E*>(slot.page + slot.layout.values) + slot.offset * dim;
     for (int i = 0; i < dim; i += kLanes) {
         store_part(column + i, load_part(key + i, dim - i), dim - i);
-        store_part(values + offset * dim + i, load_part(value + i, dim - i), dim - i);
+        store_part(values + i, load_part(value + i, dim - i), dim - i);
     }
-    for (int i = 0; i < dim; ++i) keys[i * kLanes + offset] = column[i];
+    for (int i = 0; i < dim; ++i) keys[i * kLanes] = column[i];
+}
+
+// x [dim] to codes [dim] and their scale f16(max |x| / 127), which is NaN where x holds NaN or infinity.
+Half quantise_head(const float* x, int dim, int8_t* codes) {
+    Floats top = zero(), poison = zero();
+    for (int i = 0; i < dim; i += kLanes) {
+        const Floats v = load_part(x + i, dim - i);
+        top = max(top, abs(v));
+        poison = add(poison, mul(v, zero()));
+    }
+    const float wanted = maximum(top) / 127.0f;
+    const Half scale = to_half((wanted < 65504.0f ? wanted : 65504.0f) + sum(poison));
+    const float step = to_float(scale), divisor = step > 0.0f ? step : INFINITY;
+    for (int i = 0; i < dim; i += kLanes) {
+        alignas(64) int32_t whole[kLanes];
+        const Floats code = div(load_part(x + i, dim - i), set(divisor));
+        store(whole, round(max(min(code, set(127.0f)), set(-127.0f))));
+        for (int j = 0; j < kLanes && i + j < dim; ++j) codes[i + j] = static_cast<int8_t>(whole[j]);
+    }
+    return scale;
+}
+
+void store_codes(const float* key, const float* value, int dim, const Slot& slot) {
+    int8_t column[kMaxHeadDim];
+    auto* keys = reinterpret_cast<int8_t*>(slot.page) + slot.offset * 4;
+    auto* values = reinterpret_cast<int8_t*>(slot.page + slot.layout.values) + slot.offset * slot.layout.columns;
+    auto* scales = reinterpret_cast<Half*>(slot.page + slot.layout.scales) + slot.offset;
+    scales[0] = quantise_head(key, dim, column);
+    scales[kLanes] = quantise_head(value, dim, values);
+    for (int i = 0; i < dim; ++i) keys[i / 4 * 4 * kLanes + i % 4] = column[i];
 }
 
 struct Heads {
@@ -68,23 +106,19 @@ void store_row(const Heads& h, const Cache& cache, const BatchView& batch, int r
     }
     const size_t line = static_cast<size_t>(batch.sequence_of[row]) * static_cast<size_t>(batch.width);
     const int block = batch.block_tables[line + static_cast<size_t>(position / kLanes)];
-    const size_t size = static_cast<size_t>(dim) * kLanes;  // values in one block of one head
-    const size_t first =
-        (static_cast<size_t>(h.layer) * static_cast<size_t>(cache.blocks) + static_cast<size_t>(block)) *
-        static_cast<size_t>(groups) * size;
+    Slot slot{pages_of(cache, h.layer, block), page_of(cache.format, dim), position % kLanes};
     const float* k = qkv + h.queries * dim;
     const float* v = k + groups * dim;
     alignas(64) float key[kMaxHeadDim];
-    for (int g = 0; g < groups; ++g, k += dim, v += dim) {
+    for (int g = 0; g < groups; ++g, k += dim, v += dim, slot.page += slot.layout.bytes) {
         if (h.k_norm) normalise(k, h.k_norm, h.eps, dim, head);
         rotate(h.k_norm ? head : k, table, dim, key);
-        const size_t at = first + static_cast<size_t>(g) * size;
-        if (cache.half)
-            store_head(key, v, dim, position % kLanes, static_cast<Half*>(cache.keys) + at,
-                       static_cast<Half*>(cache.values) + at);
+        if (cache.format == KVFormat::q8)
+            store_codes(key, v, dim, slot);
+        else if (cache.format == KVFormat::f16)
+            store_head<Half>(key, v, dim, slot);
         else
-            store_head(key, v, dim, position % kLanes, static_cast<float*>(cache.keys) + at,
-                       static_cast<float*>(cache.values) + at);
+            store_head<float>(key, v, dim, slot);
     }
 }
 

@@ -21,6 +21,7 @@ constexpr int kGroup = 32;  // weights (and activations) that share a scale in q
 constexpr int kMaxHeadDim = 1024;
 
 enum class Format : int32_t { f32 = 0, bf16 = 1, q8 = 2, q4 = 3, q4_min = 4 };
+enum class KVFormat : int32_t { f32 = 0, f16 = 1, q8 = 2 };
 
 // E matrices [M, K], one after another, in panels of 16 rows (lane r = row r); M is padded to 16 with zero
 // rows and, for q8 and q4, K to 32. P = M / 16, Q = K / 32 after padding. Each matrix starts on 64 bytes and
@@ -30,6 +31,8 @@ enum class Format : int32_t { f32 = 0, bf16 = 1, q8 = 2, q4 = 3, q4_min = 4 };
 //   w = d q q4          codes  [P][Q][4][16][4], word w: low nibble k = 8 w + j, high nibble k = 8 w + 4 + j;
 //               scales [P][Q][16] f16; w = d (q - 8)
 //   q4_min      as q4, then minimums [P][Q][16] f16; w = d q + m
+// Little-endian, and the same for every ISA: files are written in it and mapped (model/packed.py). Whoever
+// changes this picture raises PACKED_LAYOUT in config.py, so that old files are refused.
 struct Packed {
     uint8_t* data;
     Format format;
@@ -38,11 +41,13 @@ struct Packed {
     int32_t columns;  // K
 };
 
-// Keys [layers][blocks][G][C][16] and values [layers][blocks][G][16][C], f16 when `half`, else f32.
+// Pages [layers][blocks][G]: the keys and values of one KV head at the 16 positions of one block. In a page:
+//   f32, f16    keys [C][16], values [16][C]
+//   q8          key codes [C / 4][16][4] int8, k = 4 w + j for word w and byte j; key scales [16] f16; value
+//               scales [16] f16; value codes [16][C] int8; C padded to 4; x = scale * code
 struct Cache {
-    void* keys;
-    void* values;
-    bool half;
+    uint8_t* pages;
+    KVFormat format;
     int32_t layers;
     int32_t blocks;
     int32_t heads;  // G
@@ -95,9 +100,14 @@ using StoreKvOp = void(Pool&, const float* qkv /*[N, (H + 2G) C]*/, int heads,
                        Rope rope, const Cache& cache, int layer, const BatchView& batch,
                        float* q /*[N, H C]*/);
 
-using AttentionScratchOp = size_t(const Pool&, const Cache& cache);
+using AttentionScratchOp = size_t(const Pool&, int heads, const Cache& cache, const BatchView& batch);
 using AttentionOp = void(Pool&, const float* q /*[N, H C]*/, int heads, const Cache& cache, int layer,
                          const BatchView& batch, float* y /*[N, H C]*/, void* scratch);
+
+// What the machine allows, for a caller who takes the time. Each worker leaves its sums in sums[worker].
+using ProbeDotsOp = int64_t(Pool&, int chunks, int32_t* sums /*[threads, 16]*/);  // int8 products done
+using ProbeReadOp = void(Pool&, const float* x, size_t n /*floats: a multiple of 2^18*/,
+                         int32_t* sums /*[threads, 16]*/);
 
 struct Ops {
     const char* name;
@@ -113,6 +123,8 @@ struct Ops {
     StoreKvOp* store_kv;
     AttentionScratchOp* attention_scratch;
     AttentionOp* attention;
+    ProbeDotsOp* probe_dots;
+    ProbeReadOp* probe_read;
 };
 
 // The table of a named ISA, or null when this machine (or this build) has none of that name.

@@ -90,6 +90,9 @@ DF_INLINE Half to_half(float f) {  // nearest, ties to even; beyond 65504 infini
 
 namespace deepfast::DF_ISA {
 
+// Asks for a cache line that is read soon; any address will do.
+DF_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
 // Four int8 of one row, broadcast to all lanes by the dot products.
 DF_INLINE int32_t load_word(const int8_t* p) {
     int32_t word;

@@ -9,8 +9,11 @@ namespace deepfast::DF_ISA {
 constexpr int kTileRows = 4;  // rows of activations in registers: 16 registers
 constexpr int kTilePanels = 1;
 constexpr int kStreamPanels = 2;
-constexpr int kAttentionRows = 2;
-constexpr int kAttentionSpan = 2;
+constexpr int kAttentionRows = 6;   // query rows that share a vector of keys or values: 12 of 16 registers
+constexpr int kAttentionTile = 6;   // accumulators: query rows x (blocks of keys or vectors of a value)
+constexpr int kAttentionChunk = 2;  // blocks of keys or values, as floats, that stay in the L1 cache
+constexpr int kCodeRows = 2;        // the same for int8 keys: 8 registers of sums, 4 of keys
+constexpr int kCodeSpan = 1;
 
 struct Floats {
     __m256 a, b;
@@ -57,12 +60,30 @@ DF_INLINE Floats load(const Bfloat* p) {
     return {widen_bfloat(_mm_loadu_si128(bits)), widen_bfloat(_mm_loadu_si128(bits + 1))};
 }
 
+DF_INLINE __m256 widen_bytes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+DF_INLINE Floats load(const int8_t* p) { return {widen_bytes(p), widen_bytes(p + 8)}; }
+
 DF_INLINE Ints round(Floats x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 DF_INLINE Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 DF_INLINE void store(int32_t* p, Ints x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
 }
+// The values, all in -128..127, as bytes; and their sum.
+DF_INLINE void store_bytes(int8_t* p, Ints x) {
+    const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+DF_INLINE int32_t sum(Ints x) {
+    const __m256i eight = _mm256_add_epi32(x.a, x.b);
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+DF_INLINE Ints add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 DF_INLINE __m256 exp2i(__m256i n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
@@ -95,42 +116,94 @@ DF_INLINE void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
     low = {_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)};
     high = {_mm256_and_si256(_mm256_srli_epi16(a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(b, 4), mask)};
 }
-DF_INLINE Bytes load_bytes(const uint8_t* p) {
-    const auto* codes = reinterpret_cast<const __m256i*>(p);
-    const __m256i a = _mm256_loadu_si256(codes), b = _mm256_loadu_si256(codes + 1);
-    return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
+DF_INLINE void store(uint8_t* p, Nibbles x) {
+    auto* codes = reinterpret_cast<__m256i*>(p);
+    _mm256_store_si256(codes, x.a);
+    _mm256_store_si256(codes + 1, x.b);
 }
 
-// A group gives each 16-bit half at most 8 words x 2 products of 15 * 127 = 30,480: no overflow before
-// finish().
+// Sums of 16 bits. A group gives each at most 8 words x 2 products of 15 * 127 = 30,480; less half of the
+// 8 x sum that they start from it is no more, so nothing is lost before finish().
 struct NibbleDot {
+    using Codes = Nibbles;
     __m256i a, b;
-    DF_INLINE NibbleDot zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    DF_INLINE int32_t start_word(int32_t sum) {  // so that codes count from 8
+        return static_cast<int32_t>(0x10001u * (static_cast<uint32_t>(-4 * sum) & 0xffff));
+    }
+    DF_INLINE NibbleDot start(int32_t word) { return {_mm256_set1_epi32(word), _mm256_set1_epi32(word)}; }
+    DF_INLINE Nibbles load(const uint8_t* p) {
+        const auto* codes = reinterpret_cast<const __m256i*>(p);
+        return {_mm256_load_si256(codes), _mm256_load_si256(codes + 1)};
+    }
 };
 // Two products of 128 * 127 are 32,512: the 16-bit sum cannot saturate, because x is never -128.
 struct ByteDot {
+    using Codes = Bytes;
     __m256i a, b;
-    DF_INLINE ByteDot zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    DF_INLINE int32_t start_word(int32_t /*sum*/) { return 0; }
+    DF_INLINE ByteDot start(int32_t word) { return {_mm256_set1_epi32(word), _mm256_set1_epi32(word)}; }
+    DF_INLINE Bytes load(const uint8_t* p) {
+        const auto* codes = reinterpret_cast<const __m256i*>(p);
+        const __m256i a = _mm256_loadu_si256(codes), b = _mm256_loadu_si256(codes + 1);
+        return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
+    }
 };
+// A sum that stays in its register: left alone, the compiler computes all products of a tile, spills them and
+// adds them up at the end, at half the speed.
+DF_INLINE __m256i pinned(__m256i sum) {
+    asm("" : "+x"(sum));
+    return sum;
+}
 DF_INLINE NibbleDot dot(NibbleDot s, Nibbles w, int32_t x) {
     const __m256i words = _mm256_set1_epi32(x);
-    return {_mm256_add_epi16(s.a, _mm256_maddubs_epi16(w.a, words)),
-            _mm256_add_epi16(s.b, _mm256_maddubs_epi16(w.b, words))};
+    return {pinned(_mm256_add_epi16(s.a, _mm256_maddubs_epi16(w.a, words))),
+            pinned(_mm256_add_epi16(s.b, _mm256_maddubs_epi16(w.b, words)))};
 }
 DF_INLINE __m256i multiply_bytes(__m256i size, __m256i w, __m256i x) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
 }
 DF_INLINE ByteDot dot(ByteDot s, const Bytes& w, int32_t x) {
     const __m256i words = _mm256_set1_epi32(x);
-    return {_mm256_add_epi32(s.a, multiply_bytes(w.size_a, w.a, words)),
-            _mm256_add_epi32(s.b, multiply_bytes(w.size_b, w.b, words))};
+    return {pinned(_mm256_add_epi32(s.a, multiply_bytes(w.size_a, w.a, words))),
+            pinned(_mm256_add_epi32(s.b, multiply_bytes(w.size_b, w.b, words)))};
 }
-// The finished sum, less `offset` (8 x the sum of x where the codes are centred on 8).
-DF_INLINE Ints finish(NibbleDot s, int32_t offset) {
-    const __m256i one = _mm256_set1_epi16(1), off = _mm256_set1_epi32(offset);
-    return {_mm256_sub_epi32(_mm256_madd_epi16(s.a, one), off),
-            _mm256_sub_epi32(_mm256_madd_epi16(s.b, one), off)};
+DF_INLINE Ints finish(NibbleDot s) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(s.a, one), _mm256_madd_epi16(s.b, one)};
 }
-DF_INLINE Ints finish(ByteDot s, int32_t /*x_sum*/) { return {s.a, s.b}; }
+DF_INLINE Ints finish(ByteDot s) { return {s.a, s.b}; }
+
+// Int8 keys, four dimensions of 16 positions, against four int16 of a query: exact, for at most 1,024 dims.
+struct QueryWord {
+    int16_t code[4];
+};
+struct KeyCodes {  // four positions each, widened
+    __m256i v[4];
+};
+struct KeyDot {  // two partial sums per position, four positions each
+    __m256i v[4];
+    DF_INLINE KeyDot zero() {
+        const __m256i none = _mm256_setzero_si256();
+        return {{none, none, none, none}};
+    }
+};
+DF_INLINE QueryWord query_word(const int16_t* code) { return {{code[0], code[1], code[2], code[3]}}; }
+DF_INLINE KeyCodes load_keys(const int8_t* p) {
+    const auto* codes = reinterpret_cast<const __m128i*>(p);
+    KeyCodes y;
+    DF_UNROLL
+    for (int i = 0; i < 4; ++i) y.v[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + i));
+    return y;
+}
+DF_INLINE KeyDot dot(KeyDot s, const KeyCodes& k, const QueryWord& q) {
+    const __m256i x = _mm256_set1_epi64x(bit_cast<int64_t>(q));
+    DF_UNROLL
+    for (int i = 0; i < 4; ++i) s.v[i] = _mm256_add_epi32(s.v[i], _mm256_madd_epi16(k.v[i], x));
+    return s;
+}
+DF_INLINE Ints finish(const KeyDot& s, int32_t /*q_sum*/) {
+    return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(s.v[0], s.v[1]), 0xd8),
+            _mm256_permute4x64_epi64(_mm256_hadd_epi32(s.v[2], s.v[3]), 0xd8)};
+}
 
 }  // namespace deepfast::DF_ISA

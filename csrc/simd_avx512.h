@@ -14,8 +14,11 @@ namespace deepfast::DF_ISA {
 constexpr int kTileRows = 8;      // rows of activations in registers: 32 registers
 constexpr int kTilePanels = 2;    // panels of weights beside them
 constexpr int kStreamPanels = 4;  // panels at once when there is one row
-constexpr int kAttentionRows = 4;
-constexpr int kAttentionSpan = 4;  // blocks of keys, or vectors of a value, beside them
+constexpr int kAttentionRows = 8;   // query rows that share a vector of keys or values: 24 of 32 registers
+constexpr int kAttentionTile = 24;  // accumulators: query rows x (blocks of keys or vectors of a value)
+constexpr int kAttentionChunk = 4;  // blocks of keys or values, as floats, that stay in the L1 cache
+constexpr int kCodeRows = 4;        // the same for int8 keys: 16 registers of sums
+constexpr int kCodeSpan = 2;
 
 struct Floats {
     __m512 v;
@@ -48,9 +51,26 @@ DF_INLINE Floats load(const Bfloat* p) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
 
+DF_INLINE Floats load(const int8_t* p) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
+}
+
 DF_INLINE Ints round(Floats x) { return {_mm512_cvtps_epi32(x.v)}; }
 DF_INLINE Floats to_float(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 DF_INLINE void store(int32_t* p, Ints x) { _mm512_storeu_si512(p, x.v); }
+// The values, all in -128..127, as bytes; and their sum.
+DF_INLINE void store_bytes(int8_t* p, Ints x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
+}
+DF_INLINE int32_t sum(Ints x) {
+    alignas(64) int32_t a[kLanes];
+    store(a, x);
+    for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; ++i) a[i] += a[i + n];
+    return a[0];
+}
+DF_INLINE Ints add(Ints x, Ints y) { return {_mm512_add_epi32(x.v, y.v)}; }
 DF_INLINE Floats exp2i(Ints n) {  // 2^n for n in [-126, 127]
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
 }
@@ -82,17 +102,23 @@ DF_INLINE void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
     low.v = _mm512_and_si512(b, mask);
     high.v = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
 }
-DF_INLINE Bytes load_bytes(const uint8_t* p) {
-    return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(-128)))};
-}
+DF_INLINE void store(uint8_t* p, Nibbles x) { _mm512_storeu_si512(p, x.v); }
 
-struct NibbleDot {  // sum over a group of code * x
+struct NibbleDot {  // sum over a group of (code - 8) * x
+    using Codes = Nibbles;
     __m512i v;
-    DF_INLINE NibbleDot zero() { return {_mm512_setzero_si512()}; }
+    DF_INLINE int32_t start_word(int32_t sum) { return -8 * sum; }
+    DF_INLINE NibbleDot start(int32_t word) { return {_mm512_set1_epi32(word)}; }
+    DF_INLINE Nibbles load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 };
 struct ByteDot {
+    using Codes = Bytes;
     __m512i v;
-    DF_INLINE ByteDot zero() { return {_mm512_setzero_si512()}; }
+    DF_INLINE int32_t start_word(int32_t sum) { return -128 * sum; }
+    DF_INLINE ByteDot start(int32_t word) { return {_mm512_set1_epi32(word)}; }
+    DF_INLINE Bytes load(const uint8_t* p) {
+        return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(-128)))};
+    }
 };
 DF_INLINE NibbleDot dot(NibbleDot a, Nibbles w, int32_t x) {
     return {_mm512_dpbusd_epi32(a.v, w.v, _mm512_set1_epi32(x))};
@@ -100,13 +126,41 @@ DF_INLINE NibbleDot dot(NibbleDot a, Nibbles w, int32_t x) {
 DF_INLINE ByteDot dot(ByteDot a, Bytes w, int32_t x) {
     return {_mm512_dpbusd_epi32(a.v, w.v, _mm512_set1_epi32(x))};
 }
-// The finished sum, less `offset` (8 x the sum of x where the codes are centred on 8).
-DF_INLINE Ints finish(NibbleDot a, int32_t offset) {
-    return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(offset))};
+DF_INLINE Ints finish(NibbleDot a) { return {a.v}; }
+DF_INLINE Ints finish(ByteDot a) { return {a.v}; }
+
+// Int8 keys, four dimensions of 16 positions, against four int16 of a query as 128 high + low: exact, for at
+// most 1,024 dims. Parts of the sum may wrap around 2^32, the whole does not.
+struct QueryWord {
+    int8_t high[4], low[4];
+};
+struct KeyCodes {  // plus 128, as unsigned bytes
+    __m512i v;
+};
+struct KeyDot {
+    __m512i high, low;
+    DF_INLINE KeyDot zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+};
+DF_INLINE QueryWord query_word(const int16_t* code) {
+    QueryWord q;
+    for (int i = 0; i < 4; ++i) {
+        q.high[i] = static_cast<int8_t>((code[i] + 64) >> 7);
+        q.low[i] = static_cast<int8_t>(code[i] - 128 * q.high[i]);
+    }
+    return q;
 }
-// `x_sum` is the sum of the group's x.
-DF_INLINE Ints finish(ByteDot a, int32_t x_sum) {
-    return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(128 * x_sum))};
+DF_INLINE KeyCodes load_keys(const int8_t* p) {
+    return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(-128)))};
+}
+DF_INLINE KeyDot dot(KeyDot s, const KeyCodes& k, const QueryWord& q) {
+    return {_mm512_dpbusd_epi32(s.high, k.v, _mm512_set1_epi32(bit_cast<int32_t>(q.high))),
+            _mm512_dpbusd_epi32(s.low, k.v, _mm512_set1_epi32(bit_cast<int32_t>(q.low)))};
+}
+// `q_sum` is the sum of the query's codes.
+DF_INLINE Ints finish(const KeyDot& s, int32_t q_sum) {
+    const auto offset = static_cast<int32_t>(static_cast<uint32_t>(q_sum) << 7);
+    return {_mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s.high, 7), s.low),
+                             _mm512_set1_epi32(offset))};
 }
 
 }  // namespace deepfast::DF_ISA

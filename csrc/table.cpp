@@ -9,6 +9,6 @@ namespace deepfast::DF_ISA {
 extern const Ops ops;
 const Ops ops = {DF_TEXT(DF_ISA), pack, pack_codes, embed,  linear_scratch, linear,
                  moe_scratch,     moe,  rms_norm,   swiglu, store_kv,       attention_scratch,
-                 attention};
+                 attention,       probe_dots, probe_read};
 
 }  // namespace deepfast::DF_ISA

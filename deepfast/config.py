@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .types import ModelError, SamplingParams, UsageError
 
@@ -20,15 +20,15 @@ ENV_THREADS = "DEEPFAST_THREADS"  # worker threads of the native core
 ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by the native core)
 
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
-KVFormat = Literal["f32", "f16"]
+KVFormat = Literal["f32", "f16", "q8"]
 
-KV_BYTES: dict[KVFormat, int] = {"f32": 4, "f16": 2}  # of one number
 BUNDLED_NAME = "deepfast-nano"  # the model that ships with the package
 ANSWER_RESERVE = 256  # tokens kept free for the answer, at most a quarter of what the request may generate
 MAX_WAITS = 6  # times that one thought is extended by "Wait" (s1, arXiv 2501.19393: it flattens there)
 MAX_DRAFT = 8  # tokens that speculation proposes at once
 BLOCK_SIZE = 16  # KV positions per block: the lanes of one vector register
 GROUP_SIZE = 32  # weights that share a scale in q4 and q8
+PACKED_LAYOUT = 1  # of the picture at `Packed` in csrc/ops.h; raise it whenever that picture changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ class ModelConfig:
     norm_topk_prob: bool = False
     sparse_layers: frozenset[int] = frozenset()
     eos_ids: tuple[int, ...] = ()
-    weight_bits: int = 0  # 8 when the checkpoint itself is quantised in our format, 0 otherwise
+    weight_bits: int = 0  # 8 or 4 when the checkpoint itself is quantised in our format, 0 otherwise
+    packed: bool = False  # its matrices lie in the layout that the kernels read (`deepfast quantize`)
 
     def inverse_frequencies(self) -> list[float]:
         """RoPE angle per position for each pair of dimensions, [head_dim / 2] (YaRN: arXiv 2309.00071)."""
@@ -180,16 +181,25 @@ def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _weight_bits(raw: Mapping[str, Any]) -> int:
-    """8 for a checkpoint in our own q8 format, 0 for a plain one; anything else is refused by name."""
+def _own_format(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """weight_bits and packed of a checkpoint in our own format, nothing for a plain one; anything else is
+    refused by name."""
     quant = _table(raw, "quantization_config")
+    if not quant:
+        return {}
     method, bits, group = (quant.get(k) for k in ("quant_method", "bits", "group_size"))
-    if quant and (method != "deepfast" or bits != 8 or group != GROUP_SIZE):
+    packed = "layout" in quant
+    if method != "deepfast" or bits not in ((4, 8) if packed else (8,)) or group != GROUP_SIZE:
         raise ModelError(
             f"config.json: quantization {method!r} with {bits} bits in groups of {group} is not supported; "
             f"expected no quantization_config, or 'deepfast' with 8 bits in groups of {GROUP_SIZE}."
         )
-    return 8 if quant else 0
+    if packed and quant["layout"] != PACKED_LAYOUT:
+        raise ModelError(
+            f"config.json: the weights are packed in layout {quant['layout']!r}; this version reads layout "
+            f"{PACKED_LAYOUT}. Run deepfast quantize on the original again."
+        )
+    return {"weight_bits": bits, "packed": packed}
 
 
 def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
@@ -250,7 +260,7 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
         norm_topk_prob=bool(raw.get("norm_topk_prob", False)),
         sparse_layers=frozenset(sparse),
         eos_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int),
-        weight_bits=_weight_bits(raw),
+        **_own_format(raw),
     )
 
 
@@ -305,11 +315,18 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} is below 1. Give a positive number.")
-        for name, known in (("backend", ("cpu", "reference")), ("kv", tuple(KV_BYTES))):
+        for name, known in (("backend", ("cpu", "reference")), ("kv", get_args(KVFormat))):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}={getattr(self, name)!r} is unknown. Use {' or '.join(known)}.")
 
 
+def kv_head_bytes(head_dim: int, kv: KVFormat) -> int:
+    """Bytes of the key and the value of one KV head at one position of one layer."""
+    if kv == "q8":
+        return 2 * (-(-head_dim // 4) * 4 + 2)  # codes, padded to words of four, and a float16 scale
+    return 2 * head_dim * (2 if kv == "f16" else 4)
+
+
 def kv_bytes_per_token(model: ModelConfig, kv: KVFormat) -> int:
     """Bytes of keys and values that one position takes over all layers."""
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * KV_BYTES[kv]
+    return model.num_layers * model.num_kv_heads * kv_head_bytes(model.head_dim, kv)

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from deepfast.backend.quant import quantise_q8, round_bf16
 from deepfast.config import ModelConfig
-from deepfast.model.decoder import EMBEDDING, HEAD, tensor_shapes
 from deepfast.model.hub import BUNDLED
 from deepfast.model.safetensors import write_safetensors
+from deepfast.model.shapes import EMBEDDING, HEAD, tensor_shapes
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -17,7 +17,8 @@ from deepfast.backend.base import Batch
 from deepfast.backend.quant import rounded
 from deepfast.backend.reference import ReferenceBackend
 from deepfast.config import ModelConfig
-from deepfast.model.decoder import EMBEDDING, HEAD, Decoder, parameter_count, weight_bytes
+from deepfast.model.decoder import Decoder
+from deepfast.model.shapes import EMBEDDING, HEAD, parameter_count, weight_bytes
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError
 

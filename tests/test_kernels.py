@@ -84,8 +84,8 @@ class TestPacking:
 
 class TestLinear:
     @pytest.mark.parametrize("format", FORMATS)
-    @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33])
-    @pytest.mark.parametrize("shape", [(16, 32), (70, 45), (200, 160)])
+    @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33, 75])
+    @pytest.mark.parametrize("shape", [(16, 32), (70, 45), (200, 160), (40, 1100)])
     def test_matches_reference(
         self, cpu: CpuBackend, format: WeightFormat, rows: int, shape: tuple[int, int]
     ) -> None:
@@ -100,9 +100,9 @@ class TestLinear:
 
     @pytest.mark.parametrize("format", FORMATS)
     def test_a_row_does_not_depend_on_the_rows_beside_it(self, cpu: CpuBackend, format: WeightFormat) -> None:
-        packed, x = cpu.pack([ArrayMatrix(numbers(150, 96))], format), numbers(33, 96, seed=1)
+        packed, x = cpu.pack([ArrayMatrix(numbers(70, 600))], format), numbers(300, 600, seed=1)
         together = cpu.linear(x, packed)
-        for first, last in ((0, 1), (7, 9), (10, 13), (20, 33)):
+        for first, last in ((0, 1), (7, 9), (10, 13), (20, 33), (5, 75), (100, 299)):
             assert np.array_equal(cpu.linear(x[first:last], packed), together[first:last])
 
     @pytest.mark.parametrize("format", ["q8", "q4"])
@@ -111,6 +111,11 @@ class TestLinear:
             w, x = np.ones((16, 1024), np.float32) * sign, np.ones((2, 1024), np.float32)
             y = cpu.linear(x, cpu.pack([ArrayMatrix(w)], format))
             assert_close(y, np.full((2, 16), 1024.0 * sign, np.float32), 1e-3)
+        ends = np.array([-8.0, 7.0], np.float32)[np.random.default_rng(0).integers(0, 2, (64, 256))]
+        ends[:, ::32] = -8.0  # every group has its scale 1, so that its codes are 0 and 15
+        ones = np.repeat(np.random.default_rng(1).choice([-1.0, 0.0, 1.0], (40, 64)), 4, axis=1)
+        y = cpu.linear(ones.astype(np.float32), cpu.pack([ArrayMatrix(ends)], format))
+        assert_close(y, (ones @ ends.T).astype(np.float32), 1e-5 if format == "q4" else 0.02)
         codes = np.full((16, 64), -128, np.int8)
         part = ArrayMatrix(codes.astype(np.float32), (codes, np.ones((16, 2), np.float16)))
         y = cpu.linear(-np.ones((2, 64), np.float32), cpu.pack([part], "q8"))
@@ -204,9 +209,10 @@ def run_attention(
 
 
 class TestAttention:
-    @pytest.mark.parametrize("format", ["f32", "f16"])
+    @pytest.mark.parametrize("format", ["f32", "f16", "q8"])
     @pytest.mark.parametrize(
-        "lengths", [[(0, 1)], [(15, 1), (16, 1)], [(0, 40)], [(130, 3), (0, 70), (63, 1)]]
+        "lengths",
+        [[(0, 1)], [(15, 1), (16, 1)], [(0, 40)], [(130, 3), (0, 70), (63, 1)], [(1200, 1), (511, 9)]],
     )
     @pytest.mark.parametrize(("heads", "groups", "dim"), [(2, 2, 16), (4, 2, 64), (10, 2, 128), (8, 1, 36)])
     def test_matches_reference(
@@ -221,25 +227,61 @@ class TestAttention:
         q, y = run_attention(cpu, lengths, heads, groups, dim, format, norms=dim != 64)
         q_truth, y_truth = run_attention(REFERENCE, lengths, heads, groups, dim, format, norms=dim != 64)
         assert_close(q, q_truth, 1e-5)
-        # A key that rounds to the other neighbouring float16 moves the result by about 1e-4.
-        assert_close(y, y_truth, 1e-5 if format == "f32" else 1e-3)
+        # A key that rounds to the other neighbouring float16 moves the result by about 1e-4, to the other
+        # neighbouring int8 by up to 1e-2.
+        assert_close(y, y_truth, {"f32": 1e-5, "f16": 1e-3, "q8": 2e-2}[format])
 
-    def test_a_row_does_not_depend_on_chunks_or_neighbours(self, cpu: CpuBackend) -> None:
-        heads, groups, dim, total = 4, 2, 32, 150
+    @pytest.mark.parametrize("dim", [32, 38])
+    def test_q8_keys_and_values_are_those_of_the_rule(self, cpu: CpuBackend, dim: int) -> None:
+        """Without a rotation both sides round the same numbers: only the order of float sums differs."""
+        results: list[FloatArray] = []
+        batch = Batch.build([([1] * 600, 0, list(range(38)))], [True])
+        backends: list[Any] = [cpu, REFERENCE]
+        for backend in backends:
+            cache = backend.new_cache(1, 38, 2, dim, "q8")
+            qkv = numbers(600, 8 * dim)
+            qkv[:, 4 * dim + 3] *= 10  # one channel of the keys far beyond the others
+            qkv[5], qkv[6] = 0.0, 1e-7
+            q = backend.store_kv(
+                qkv, None, backend.rope_table([0.0] * (dim // 2), 1.0, 600), 1e-6, cache, 0, batch
+            )
+            results.append(backend.attention(q, cache, 0, batch))
+        assert_close(*results, 2e-4)
+
+    @pytest.mark.parametrize("format", ["f32", "f16", "q8"])
+    def test_a_row_does_not_depend_on_chunks_neighbours_or_threads(
+        self, cpu: CpuBackend, format: Any
+    ) -> None:
+        heads, groups, dim, total = 4, 2, 32, 1100
         qkv = numbers(total, (heads + 2 * groups) * dim)
         rope = cpu.rope_table(list(1e4 ** -(np.arange(0, dim, 2) / dim)), 1.0, total)
         outputs = []
-        for sizes in ([total], [1, 99, 50], [64] + [1] * 86):
-            cache, at, rows = cpu.new_cache(1, 20, groups, dim, "f16"), 0, []
+        for threads, sizes in (
+            (3, [total]),
+            (1, [1, 499, 10, 3, 1, 586]),
+            (5, [470] + [1] * 60 + [70, 485, 7, 8]),
+        ):
+            backend = CpuBackend(threads, cpu.isa)
+            cache, at, rows = backend.new_cache(1, 70, groups, dim, format), 0, []
             for size in sizes:
-                other = ([1] * 3, 0, [19])
-                batch = Batch.build([([1] * size, at, list(range(10))), other], [True, True])
+                other = ([1] * 3, 0, [69])
+                batch = Batch.build([([1] * size, at, list(range(69))), other], [True, True])
                 part = np.concatenate([qkv[at : at + size], qkv[:3]])
-                q = cpu.store_kv(part, None, rope, 1e-6, cache, 0, batch)
-                rows.append(cpu.attention(q, cache, 0, batch)[:size])
+                q = backend.store_kv(part, None, rope, 1e-6, cache, 0, batch)
+                rows.append(backend.attention(q, cache, 0, batch)[:size])
                 at += size
             outputs.append(np.concatenate(rows))
         assert np.array_equal(outputs[0], outputs[1]) and np.array_equal(outputs[0], outputs[2])
+
+    @pytest.mark.parametrize("format", ["f32", "f16", "q8"])
+    def test_a_damaged_key_or_value_stays_visible(self, cpu: CpuBackend, format: Any) -> None:
+        rope, batch = cpu.rope_table([0.0] * 8, 1.0, 20), Batch.build([([1] * 20, 0, [0, 1])], [True])
+        for part in (0, 1, 2):  # query, key, value
+            qkv = numbers(20, 48)
+            qkv[17, 16 * part + 3] = np.nan
+            cache = cpu.new_cache(1, 2, 1, 16, format)
+            y = cpu.attention(cpu.store_kv(qkv, None, rope, 1e-6, cache, 0, batch), cache, 0, batch)
+            assert np.isnan(y[17]).any() and np.isnan(y[18:]).any() == (part > 0)
 
     def test_large_scores(self, cpu: CpuBackend) -> None:
         qkv = numbers(20, 3 * 16, scale=60)

@@ -19,6 +19,7 @@ from deepfast import _C
 from deepfast.backend.base import SampleArgs
 from deepfast.backend.cpu import CpuBackend, aligned_empty
 from deepfast.backend.machine import available_cpus
+from deepfast.backend.probe import int8_peak, read_bandwidth
 from deepfast.backend.quant import ArrayMatrix
 from deepfast.backend.reference import ReferenceBackend, sample_row
 from deepfast.config import ENV_ISA
@@ -236,7 +237,9 @@ def bad_batches(cpu: CpuBackend) -> dict[str, Any]:
         "rows not of the batch": lambda: core.attention(numbers(2, 16), cache, 0, one),
         "position beyond rope": lambda: core.store_kv(qkv, none, none, rope, 1e-6, cache, 0, far),
         "rope too narrow": lambda: core.store_kv(qkv, none, none, thin, 1e-6, cache, 0, one),
-        "rope of two dimensions": lambda: core.store_kv(qkv, none, none, numbers(16, 16), 1e-6, cache, 0, one),
+        "rope of two dimensions": lambda: core.store_kv(
+            qkv, none, none, numbers(16, 16), 1e-6, cache, 0, one
+        ),
         "no queries": lambda: core.store_kv(numbers(1, 32), none, none, rope, 1e-6, cache, 0, one),
         "one norm of two": lambda: core.store_kv(qkv, numbers(16), none, rope, 1e-6, cache, 0, one),
     }
@@ -280,6 +283,16 @@ class TestThreads:
         wanted = in_numpy(cpu.rms_norm(x, weight, 1e-6))
         for _ in range(300):
             assert np.array_equal(in_numpy(cpu.rms_norm(x, weight, 1e-6)), wanted)
+
+    @pytest.mark.parametrize("isa", ISAS)
+    def test_probes_measure(self, isa: str) -> None:
+        cpu = backend_of(isa)
+        assert read_bandwidth(cpu, size=8 << 20, passes=2) > 1e6
+        assert int8_peak(cpu, passes=2, pass_s=0.001) > 1e6
+        with pytest.raises(ValueError, match="floats=100; expected a multiple of 262144"):
+            cpu.probe_read(numbers(100))
+        with pytest.raises(ValueError, match="chunks=0; expected at least 1"):
+            cpu.probe_dots(0)
 
     def test_available_cpus(self) -> None:
         assert 1 <= available_cpus() <= (os.cpu_count() or 1)

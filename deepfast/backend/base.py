@@ -115,6 +115,11 @@ class Backend(Protocol):
         """E matrices of equal shape, each the stack of its parts: [E, M, K]."""
         ...
 
+    def mapped(self, matrix: Any) -> Weight:
+        """A `model.weights.PackedMatrix`, used where it lies in its file. Raises ModelError when its bytes
+        cannot be what it says."""
+        ...
+
     def new_cache(self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat) -> KVCache:
         """An empty paged KV cache of `blocks` blocks of config.BLOCK_SIZE positions for each layer."""
         ...

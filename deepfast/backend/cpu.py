@@ -22,8 +22,8 @@ except ImportError as error:
         "the native core is missing: this is the source tree, not the installed package. "
         "Start Python in another directory, or install with pip install -e ."
     ) from error
-from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat
-from ..types import EngineError, UsageError
+from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat, kv_head_bytes
+from ..types import EngineError, ModelError, UsageError
 from .base import Batch, FloatArray, IntArray, SampleArgs
 from .machine import available_cpus
 
@@ -99,6 +99,14 @@ class CpuBackend:
         """Threads that work, the caller's included."""
         return self._core.threads
 
+    def probe_dots(self, chunks: int) -> int:
+        """Run int8 dot products that nobody wants; returns how many products. The caller takes the time."""
+        return self._core.probe_dots(chunks)
+
+    def probe_read(self, x: FloatArray) -> None:
+        """Read an array from end to end; its size is a multiple of 2^18."""
+        self._core.probe_read(x)
+
     def vector(self, values: FloatArray) -> _C.Array:
         """A norm weight or a bias, [D]."""
         return _C.Array(np.ascontiguousarray(values, np.float32))
@@ -126,6 +134,19 @@ class CpuBackend:
                 self._pack_floats(weight, expert, parts)
         return weight
 
+    def packed_bytes(self, format: WeightFormat, experts: int, rows: int, columns: int) -> int:
+        """Bytes of matrices [E, M, K] in the packed layout."""
+        return _C.packed_bytes(format, experts, rows, columns)
+
+    def mapped(self, matrix: Any) -> Weight:
+        """Packed matrices [E, M, K] of a file, used where they lie. Raises ModelError when they cannot be."""
+        shape = matrix.experts, matrix.rows, matrix.columns
+        try:
+            native = _C.Matrix(matrix.data, matrix.format, *shape)
+        except ValueError as error:
+            raise ModelError(f"{matrix.name} is damaged: {error}. Run deepfast quantize again.") from error
+        return Weight(matrix.format, *shape, matrix.data, native)
+
     def _pack_floats(self, weight: Weight, expert: int, parts: Sequence[Any]) -> None:
         """Rows [M, K] in float32, rounded to the format."""
         for first, piece in _pieces(parts):
@@ -147,18 +168,16 @@ class CpuBackend:
 
     def unpack(self, weight: Weight, expert: int = 0) -> FloatArray:
         """The values that a packed matrix stands for, [M, K]: for tests and inspection."""
-        return np.asarray(
-            self._core.embed(np.arange(weight.rows, dtype=np.int32), weight.native, expert)
-        )
+        return np.asarray(self._core.embed(np.arange(weight.rows, dtype=np.int32), weight.native, expert))
 
     def new_cache(
         self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat
     ) -> _C.KVCache:
         """An empty paged KV cache."""
         try:
-            return _C.KVCache(layers, blocks, kv_heads, head_dim, format == "f16")
+            return _C.KVCache(layers, blocks, kv_heads, head_dim, format)
         except MemoryError as error:
-            size = 2 * layers * blocks * BLOCK_SIZE * kv_heads * head_dim * (2 if format == "f16" else 4)
+            size = layers * blocks * BLOCK_SIZE * kv_heads * kv_head_bytes(head_dim, format)
             raise UsageError(
                 f"a KV cache of {size / 2**20:.0f} MiB does not fit in memory. Lower max_kv_tokens."
             ) from error

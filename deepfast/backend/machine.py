@@ -1,25 +1,16 @@
-"""What this machine has: processors, free memory, and how fast it reads memory.
+"""What this machine has: processors and free memory.
 
-The last number bounds generation, token by token. In: nothing, or a number of threads. Out: counts, bytes,
-bytes per second. Does not know: models, kernels, what the numbers are compared with.
+In: nothing. Out: counts, bytes. Does not know: models, kernels, what the numbers are compared with.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
 
 GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-ARRAY_BYTES = 256 << 20
-PASSES = 9
-
 
 def available_cpus(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
     """Processors that this process may use: its affinity, limited by the quotas of its control groups, which
@@ -79,19 +70,3 @@ def free_memory() -> int:
             continue
         free = min(free, max(limit - used, 0))
     return free
-
-
-def read_bandwidth(threads: int, size: int = ARRAY_BYTES, passes: int = PASSES) -> float:
-    """Bytes read per second by `threads` threads together, the median of several passes.
-
-    Each thread takes the largest byte of its own part of an array far larger than the caches: numpy drops the
-    GIL for it and is limited by memory, not by arithmetic.
-    """
-    parts = np.array_split(np.ones(size, np.uint8), threads)
-    seconds = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(passes):
-            start = time.perf_counter()
-            list(pool.map(np.max, parts))
-            seconds.append(time.perf_counter() - start)
-    return size / statistics.median(seconds)

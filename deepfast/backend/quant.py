@@ -1,4 +1,5 @@
-"""The one rule by which weights are rounded to q8, q4 and bf16; the native packer gives equal codes.
+"""The one rule by which weights are rounded to q8, q4 and bf16, and keys and values to q8; the native core
+gives equal codes.
 
 In: float32 matrices [M, K]. Out: codes [M, P] and one float16 scale per row and group of 32 inputs,
 [M, P / 32], where P is K padded with zeros to whole groups; and back to float32. All arithmetic is float32.
@@ -52,6 +53,18 @@ def dequantise_q8(codes: npt.NDArray[Any], scales: HalfArray, width: int | None 
     """scale * code: [M, P], [M, P / 32] -> float32 [M, width] (K before padding). P may also be K itself."""
     wide = np.repeat(scales.astype(np.float32), GROUP_SIZE, axis=1)[:, : codes.shape[1]]
     return np.ascontiguousarray((codes.astype(np.float32) * wide)[:, :width])
+
+
+def rounded_heads(x: FloatArray) -> FloatArray:
+    """Keys or values as the q8 cache holds them: one scale f16(max|x| / 127) per position and head.
+
+    [N, G, C] -> the same shape; a head with NaN or infinity is all NaN.
+    """
+    wanted = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    scales = np.minimum(wanted, F16_MAX).astype(np.float16).astype(np.float32)
+    scales[~np.isfinite(wanted)] = np.nan
+    divisor = np.where(scales == 0, np.float32(np.inf), scales)
+    return np.asarray(np.clip(np.rint(x / divisor), -127, 127) * scales, np.float32)
 
 
 def quantise_q4(w: FloatArray) -> Codes:

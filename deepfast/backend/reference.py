@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import BLOCK_SIZE, KVFormat, WeightFormat
-from ..types import EngineError
+from ..types import EngineError, ModelError
 from .base import Batch, FloatArray, IntArray, SampleArgs
-from .quant import dequantise_q8, rounded
+from .quant import dequantise_q8, rounded, rounded_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,9 @@ class ReferenceWeight:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceCache:
-    """Paged keys and values, [layers, blocks, 16, G, C] each."""
+    """Paged keys and values, [layers, blocks, 16, G, C] each: what the format can hold, as floats."""
 
+    format: KVFormat
     keys: npt.NDArray[Any]
     values: npt.NDArray[Any]
 
@@ -89,13 +90,19 @@ class ReferenceBackend:
         """E stacks of parts -> [E, M, K]"""
         return ReferenceWeight(format, np.stack([_stack(parts, format) for parts in experts]))
 
+    def mapped(self, matrix: Any) -> ReferenceWeight:
+        """Refused: the packed layout is the native core's own."""
+        raise ModelError(
+            f"{matrix.name} is packed; the reference backend reads plain checkpoints only. Use backend 'cpu'."
+        )
+
     def new_cache(
         self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat
     ) -> ReferenceCache:
         """Zeros, [layers, blocks, 16, G, C]."""
         shape = (layers, blocks, BLOCK_SIZE, kv_heads, head_dim)
         kind = np.float16 if format == "f16" else np.float32
-        return ReferenceCache(np.zeros(shape, kind), np.zeros(shape, kind))
+        return ReferenceCache(format, np.zeros(shape, kind), np.zeros(shape, kind))
 
     def embed(self, token_ids: IntArray, table: ReferenceWeight) -> FloatArray:
         """[N], [V, D] -> [N, D]"""
@@ -136,7 +143,10 @@ class ReferenceBackend:
         owner = np.repeat(np.arange(len(batch.context_lens)), np.diff(batch.starts))  # [N]
         block = batch.block_tables[owner, batch.positions // BLOCK_SIZE]  # [N]
         offset = batch.positions % BLOCK_SIZE  # [N]
-        cache.keys[layer, block, offset] = _rotate(k, table)
+        k = _rotate(k, table)
+        if cache.format == "q8":
+            k, v = rounded_heads(k), rounded_heads(v)
+        cache.keys[layer, block, offset] = k
         cache.values[layer, block, offset] = v
         return _rotate(q, table).reshape(len(qkv), -1)
 

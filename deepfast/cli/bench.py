@@ -1,8 +1,9 @@
 """`deepfast bench`: how fast a model runs here, beside what the machine's memory would allow.
 
 In: a model. Out: load time, prompt speed, generation speed at several depths and batch sizes (medians), the
-measured memory bandwidth, and each speed as a fraction of the roofline: bandwidth over the bytes that a step
-must read (weights and KV cache). Ids in, ids out, random prompts, end-of-text ignored: any weights will do.
+measured memory bandwidth and int8 products per second, and each speed as a fraction of its roofline: for
+generation, bandwidth over the bytes that a step must read (weights and KV cache); for a prompt, int8 products
+over those of its matrices. Ids in, ids out, random prompts, end-of-text ignored: any weights will do.
 Does not know: kernels, templates, texts.
 """
 
@@ -20,7 +21,7 @@ import click
 from ..config import BLOCK_SIZE, EngineConfig, ModelConfig, WeightFormat, kv_bytes_per_token
 from ..types import SamplingParams, UsageError
 from .options import engine_config, engine_options, open_llm
-from .show import idle_expert_parameters, stored_format
+from .show import idle_expert_parameters
 from .terminal import note
 
 if TYPE_CHECKING:
@@ -50,18 +51,21 @@ class Plan(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def bench(quick: bool, as_json: bool, **options: Any) -> None:
     """Measure speed beside the limit of the machine's memory."""
-    from ..backend.machine import available_cpus, read_bandwidth
+    from ..backend.cpu import CpuBackend
+    from ..backend.machine import available_cpus
+    from ..backend.probe import int8_peak, read_bandwidth
     from ..model import hub
     from ..model.weights import Checkpoint
 
     checkpoint = Checkpoint.open(hub.resolve(options["model"]))
-    config, stored = checkpoint.config, stored_format(checkpoint)
+    config, stored = checkpoint.config, checkpoint.stored
     asked = engine_config(options)
     context = min(asked.max_context or config.max_positions, config.max_positions)
     plan = make_plan(context, quick)
     threads = asked.resolve(config, 0, available_cpus()).threads or 1
-    note("measuring memory bandwidth")
-    bandwidth = read_bandwidth(threads)
+    note("measuring memory bandwidth and int8 products")
+    probe = CpuBackend(threads)
+    bandwidth, peak = read_bandwidth(probe), int8_peak(probe)
     settings = EngineConfig(
         kv=asked.kv,
         threads=threads,
@@ -77,7 +81,8 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
             "threads": threads,
             "load_s": round(llm.load_seconds, 3),
             "bandwidth_gb_s": round(bandwidth / 1e9, 1),
-            "prompt": _measure_prompt(llm, plan),
+            "int8_gmac_s": round(peak / 1e9, 1),
+            "prompt": _measure_prompt(llm, plan, peak),
             "generation": _measure_generation(llm, plan, settings, options["quantize"] or stored, bandwidth),
         }
     click.echo(json.dumps(report, indent=2)) if as_json else _print_table(report)
@@ -118,14 +123,21 @@ def _median(run: Callable[[int], float], plan: Plan) -> tuple[float, int]:
     return statistics.median(results), len(results)
 
 
-def _measure_prompt(llm: LLM, plan: Plan) -> dict[str, Any]:
+def _measure_prompt(llm: LLM, plan: Plan, peak: float) -> dict[str, Any]:
     def run(seed: int) -> float:
         done = llm.generate(_prompts(llm, 1, plan.prompt, seed), _params(1, seed))[0]
         return plan.prompt / done.timing.first_token_s
 
     note(f"prompt of {plan.prompt} tokens")
     speed, runs = _median(run, plan)
-    return {"tokens": plan.prompt, "tok_s": round(speed, 1), "runs": runs}
+    limit = peak / products_per_token(llm.config)
+    return {
+        "tokens": plan.prompt,
+        "tok_s": round(speed, 1),
+        "roofline_tok_s": round(limit, 1),
+        "fraction": round(speed / limit, 3),
+        "runs": runs,
+    }
 
 
 def _measure_generation(
@@ -163,12 +175,20 @@ def _measure_generation(
 
 def weight_bytes_read(config: ModelConfig, format: WeightFormat, batch: int) -> float:
     """Bytes of weights that a step of `batch` tokens reads: no idle experts, no untied embedding table."""
-    from ..model.decoder import parameter_count, weight_bytes
+    from ..model.shapes import parameter_count, weight_bytes
 
     total = parameter_count(config)
     unread = idle_expert_parameters(config, batch)
     unread += 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     return weight_bytes(config, format) * (total - unread) / total
+
+
+def products_per_token(config: ModelConfig) -> int:
+    """Products of a prompt's token with the matrices; the vocabulary is for the last token alone."""
+    from ..model.shapes import parameter_count
+
+    tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+    return parameter_count(config) - idle_expert_parameters(config, 1) - tables
 
 
 def _params(new: int, seed: int) -> SamplingParams:
@@ -182,18 +202,22 @@ def _print_table(report: dict[str, Any]) -> None:
     title = f"{report['model']}: {report['weights']} weights, {report['kv']} KV, {report['threads']} threads"
     table = Table(title=title, title_justify="left")
     table.add_column("test")
-    for column in ("tok/s", "memory limit", "of the limit"):
+    for column in ("tok/s", "limit", "of the limit"):
         table.add_column(column, justify="right")
     prompt = report["prompt"]
-    table.add_row(f"prompt, {prompt['tokens']} tokens", f"{prompt['tok_s']:,.1f}", "", "")
+    rows = [(f"prompt, {prompt['tokens']} tokens", prompt)]
     for row in report["generation"]:
         name = f"generation, depth {row['depth']:,}" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
+        rows.append((name, row))
+    for name, row in rows:
         table.add_row(name, f"{row['tok_s']:,.1f}", f"{row['roofline_tok_s']:,.1f}", f"{row['fraction']:.0%}")
     console = Console()
     console.print(table)
     console.print(
-        f"Loaded in {report['load_s']:.2f} s. Memory reads {report['bandwidth_gb_s']:.1f} GB/s; the limit is "
-        "that over the weights and KV cache that a step reads. A small model lives in the processor's cache "
-        "and is bound by the fixed cost of a step instead; a batch is bound by arithmetic.",
+        f"Loaded in {report['load_s']:.2f} s. Memory reads {report['bandwidth_gb_s']:.1f} GB/s; the limit of "
+        "generation is that over the weights and KV cache that a step reads. Int8 arithmetic does "
+        f"{report['int8_gmac_s']:,.0f} G products/s; the limit of a prompt is that over the products of its "
+        "matrices. A small model lives in the processor's cache and is bound by the fixed cost of a step "
+        "instead; a batch is bound by arithmetic.",
         highlight=False,
     )

@@ -17,7 +17,13 @@ import click
 from .. import __version__
 from ..types import DeepfastError, UsageError
 
-COMMANDS = ("run", "chat", "bench", "show")  # each is a module of this folder with a command of the same name
+COMMANDS = (
+    "run",
+    "chat",
+    "bench",
+    "show",
+    "quantize",
+)  # each is a module of this folder with a command of the same name
 INTERRUPTED = 130
 
 

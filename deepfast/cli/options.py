@@ -8,16 +8,18 @@ Does not know: where answers are printed.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from ..config import ENV_MODEL, EngineConfig
+from ..config import ENV_MODEL, EngineConfig, KVFormat
 from ..types import ControlError, Grammar, Mode, SamplingParams, Thinking, UsageError
+from .terminal import note
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,6 +30,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Options = Mapping[str, Any]
 
 QUIET_SECONDS = 0.5  # a load shorter than this shows no progress bar
+LONG_SECONDS = 3.0  # a load that takes longer should be the last one of its kind
+
+positive = click.IntRange(min=1)
 
 
 def _add(command: Command, *options: Callable[[Command], Command]) -> Command:
@@ -38,21 +43,21 @@ def _add(command: Command, *options: Callable[[Command], Command]) -> Command:
 
 def model_option(command: Command) -> Command:
     """-m / --model, alone."""
-    text = "A directory with a Hugging Face checkpoint. Left out: the model that comes with Deepfast."
+    text = "A directory with a Hugging Face checkpoint, or what `deepfast quantize` made of one. "
+    text += "Left out: the model that comes with Deepfast."
     option = click.option("-m", "--model", envvar=ENV_MODEL, show_envvar=True, metavar="MODEL", help=text)
     return option(command)
 
 
 def engine_options(command: Command) -> Command:
     """Which model, in which weight format, with how many threads, context and KV format."""
-    positive = click.IntRange(min=1)
     return _add(
         command,
         model_option,
         click.option("--quantize", type=click.Choice(["q8", "q4"]), help="Quantise weights while loading."),
         click.option("--threads", type=positive, metavar="N", help="Worker threads. Default: one per core."),
         click.option("--context", type=positive, metavar="N", help="Positions a conversation may have."),
-        click.option("--kv", type=click.Choice(["f16", "f32"]), help="Number format of the KV cache."),
+        click.option("--kv", type=click.Choice(get_args(KVFormat)), help="Number format of the KV cache."),
     )
 
 
@@ -183,20 +188,21 @@ def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
     """Load the model; a load that takes long shows a bar on stderr when that is a terminal."""
     from .. import LLM
 
-    with LoadBar() as bar:
-        return LLM(
-            options["model"],
-            quantize=options["quantize"],
-            config=config or engine_config(options),
-            progress=bar,
-        )
+    model, format = options["model"], options["quantize"]
+    with LoadBar("loading the model") as bar:
+        llm = LLM(model, quantize=format, config=config or engine_config(options), progress=bar)
+    if model is not None and format is not None and llm.load_seconds > LONG_SECONDS:
+        packing = f"quantising took {llm.load_seconds:.0f} s; once and for all:"
+        note(f"[{packing} deepfast quantize {shlex.quote(model)} --to {format}]")
+    return llm
 
 
 class LoadBar:
     """A progress bar that appears only when loading takes longer than a blink, and only on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
         """Nothing is shown, and rich not imported, until it is needed."""
+        self.what = what
         self.start = time.perf_counter()
         self.progress: Progress | None = None
 
@@ -213,7 +219,7 @@ class LoadBar:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn("loading the model"),
+                TextColumn(self.what),
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeRemainingColumn(),

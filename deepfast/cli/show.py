@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -24,9 +24,6 @@ from ..config import (
 from ..types import ModelError, as_dict
 from .options import model_option
 from .terminal import note
-
-if TYPE_CHECKING:
-    from ..model.weights import Checkpoint
 
 CONTEXTS = (1024, 4096, 16384, 32768, 131072)
 SHAPES = {  # the field of ModelConfig -> what people call it
@@ -57,7 +54,7 @@ def show(model: str | None, as_json: bool) -> None:
 def describe(model: str | None) -> dict[str, Any]:
     """Every fact, by name; sizes in bytes. Raises ModelError when the files are missing or damaged."""
     from ..model import hub
-    from ..model.decoder import parameter_count, weight_bytes
+    from ..model.shapes import parameter_count, weight_bytes
     from ..model.weights import Checkpoint
 
     path = hub.resolve(model)
@@ -75,7 +72,7 @@ def describe(model: str | None) -> dict[str, Any]:
         "modes": _modes(path),
         "context": config.max_positions,
         "yarn_factor": config.yarn.factor if config.yarn else None,
-        "stored": stored_format(checkpoint),
+        "stored": checkpoint.stored,
         "weight_bytes": {name: weight_bytes(config, name) for name in get_args(WeightFormat)},
         "kv_bytes": {
             kv: {str(n): n * kv_bytes_per_token(config, kv) for n in lengths} for kv in get_args(KVFormat)
@@ -83,12 +80,6 @@ def describe(model: str | None) -> dict[str, Any]:
         "files": {entry.name: entry.stat().st_size for entry in files},
         "sampling": {"think": as_dict(THINK_DEFAULTS), "no_think": as_dict(NO_THINK_DEFAULTS)},
     }
-
-
-def stored_format(checkpoint: Checkpoint) -> WeightFormat:
-    """The weight format of the files, which is kept unless --quantize asks for another."""
-    config = checkpoint.config
-    return checkpoint.matrix("model.embed_tokens.weight", (config.vocab_size, config.hidden_size)).stored
 
 
 def idle_expert_parameters(config: ModelConfig, batch: int) -> int:

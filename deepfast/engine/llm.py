@@ -41,8 +41,9 @@ Stream = TypeVar("Stream", ChatStream, AsyncChatStream)
 class LLM:
     """A loaded model with its engine. Thread-safe: any number of threads may chat at once and share batches.
 
-    model: None (the bundled model) or a directory in Hugging Face format. quantize: pack the weights as "q8"
-    or "q4" while loading; None keeps them as stored. Raises ModelError when the model cannot be loaded.
+    model: None (the bundled model) or a directory in Hugging Face format, also one that `deepfast quantize`
+    made. quantize: pack the weights as "q8" or "q4" while loading; None keeps them as stored. Raises
+    ModelError when the model cannot be loaded.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class LLM:
         threads = settings.resolve(self.config, free_memory(), available_cpus()).threads
         backend: Backend = ReferenceBackend() if settings.backend == "reference" else CpuBackend(threads or 1)
         decoder = Decoder.load(checkpoint, backend, quantize, progress)
-        settings = settings.resolve(self.config, free_memory(), available_cpus())
+        free = max(free_memory() - checkpoint.mapped_bytes, 0)  # what is mapped should stay in memory
+        settings = settings.resolve(self.config, free, available_cpus())
         assert settings.max_context is not None and settings.max_kv_tokens is not None
         blocks = -(-settings.max_kv_tokens // BLOCK_SIZE)
         pool = BlockPool(blocks, BLOCK_SIZE, prefix_cache=settings.prefix_cache)

@@ -1,87 +1,23 @@
 """The decoder: Qwen3, Qwen3-MoE, Qwen2.5 / QwQ and the Llama layout in one forward pass over Backend ops.
 
 In: a Checkpoint to load from; then Batches and a KV cache. Out: logits of the rows that a batch wants.
-The layouts differ in which tensors exist (biases, q/k norms, experts): `tensor_shapes` lists them.
+The layouts differ in which tensors exist (biases, q/k norms, experts): shapes.py lists them.
 Does not know: requests, sampling, kernels, files.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from ..backend.base import Array, Backend, Batch, KVCache, Weight
-from ..config import GROUP_SIZE, KVFormat, ModelConfig, WeightFormat
-from ..types import ModelError
-from .weights import Checkpoint, Matrix
+from ..config import KVFormat, ModelConfig, WeightFormat
+from .load import Progress, load_tensors
+from .shapes import EMBEDDING, FINAL_NORM, HEAD
+from .weights import Checkpoint
 
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-DERIVED = (
-    "rotary_emb.inv_freq"  # buffers of old checkpoints that follow from config.json; the only ones ignored
-)
 FIRST_POSITIONS = 4096  # the rotary table starts with so many and grows by doubling
-
-Progress = Callable[[float], None]
-
-
-def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a checkpoint, as (name, shape); a tied head is not among them."""
-    hidden, dim = config.hidden_size, config.head_dim
-    heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
-    yield EMBEDDING, (config.vocab_size, hidden)
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        for name, count in heads.items():
-            yield f"{prefix}.self_attn.{name}_proj.weight", (count * dim, hidden)
-            if config.qkv_bias:
-                yield f"{prefix}.self_attn.{name}_proj.bias", (count * dim,)
-            if config.qk_norm and name != "v":
-                yield f"{prefix}.self_attn.{name}_norm.weight", (dim,)
-        yield f"{prefix}.self_attn.o_proj.weight", (hidden, config.num_heads * dim)
-        if config.output_bias:
-            yield f"{prefix}.self_attn.o_proj.bias", (hidden,)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-        if layer in config.sparse_layers:
-            yield f"{prefix}.mlp.gate.weight", (config.num_experts, hidden)
-            for expert in range(config.num_experts):
-                yield from _mlp_shapes(
-                    f"{prefix}.mlp.experts.{expert}", hidden, config.moe_intermediate_size, False
-                )
-        else:
-            yield from _mlp_shapes(f"{prefix}.mlp", hidden, config.intermediate_size, config.mlp_bias)
-    yield FINAL_NORM, (hidden,)
-    if not config.tie_word_embeddings:
-        yield HEAD, (config.vocab_size, hidden)
-
-
-def _mlp_shapes(prefix: str, hidden: int, inner: int, bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
-        yield f"{prefix}.{name}_proj.weight", shape
-        if bias:
-            yield f"{prefix}.{name}_proj.bias", shape[:1]
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Parameters of the whole model; a tied head counts once."""
-    return sum(math.prod(shape) for _, shape in tensor_shapes(config))
-
-
-def weight_bytes(config: ModelConfig, format: WeightFormat) -> int:
-    """Bytes in memory with matrices in `format`; norms and biases are float32, routers at least bf16."""
-    total = 0
-    for name, shape in tensor_shapes(config):
-        router = name.endswith(".mlp.gate.weight")
-        kind: WeightFormat = "f32" if len(shape) == 1 else "bf16" if router and format != "f32" else format
-        if kind in ("q8", "q4"):
-            groups = shape[0] * -(-shape[1] // GROUP_SIZE)
-            total += groups * (GROUP_SIZE * {"q8": 8, "q4": 4}[kind] // 8 + 2)
-        else:
-            total += math.prod(shape) * {"f32": 4, "bf16": 2}[kind]
-    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +78,8 @@ class Decoder:
 
         Raises ModelError when a tensor is missing, unknown, of another shape, or holds a NaN.
         """
-        return _Loader(checkpoint, backend, format, progress or (lambda fraction: None)).decoder()
+        tensors = dict(load_tensors(checkpoint, backend, format, progress))
+        return _assemble(checkpoint.config, backend, tensors)
 
     def new_cache(self, num_blocks: int, kv: KVFormat) -> KVCache:
         """An empty KV cache of `num_blocks` blocks."""
@@ -184,107 +121,35 @@ class Decoder:
         return self._rope
 
 
-class _Loader:
-    """Walks over the tensors in the order of the model, packs them and reports how far it is."""
+def _assemble(config: ModelConfig, backend: Backend, tensors: Mapping[str, Any]) -> Decoder:
+    """Each tensor to its place. A tied head is the embedding, unless there is a head of its own."""
+    embedding = tensors[EMBEDDING]
+    layers = [_layer(config, tensors, f"model.layers.{i}") for i in range(config.num_layers)]
+    return Decoder(config, backend, embedding, layers, tensors[FINAL_NORM], tensors.get(HEAD, embedding))
 
-    def __init__(
-        self, checkpoint: Checkpoint, backend: Backend, format: WeightFormat | None, progress: Progress
-    ) -> None:
-        self.checkpoint, self.backend, self.format, self.progress = checkpoint, backend, format, progress
-        self.config = checkpoint.config
-        self.shapes = dict(tensor_shapes(self.config))
 
-    def decoder(self) -> Decoder:
-        tied = self._tied()
-        embedding = self._pack(EMBEDDING)
-        head = embedding if tied else self._pack(HEAD)
-        self.checkpoint.release()
-        self.progress(self.checkpoint.fraction_used)
-        layers = [self._layer(f"model.layers.{i}", i) for i in range(self.config.num_layers)]
-        final_norm = self._vector(FINAL_NORM)
-        unknown = [name for name in self.checkpoint.unused() if not name.endswith(DERIVED)]
-        if unknown:
-            shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-            count = f"{len(unknown)} tensors are" if len(unknown) > 1 else "a tensor is"
-            what = f"with {self.config.num_layers} layers of {self.config.architecture}"
-            raise ModelError(f"{self.checkpoint.path}: {count} unknown {what}: {shown}.")
-        self.progress(1.0)
-        return Decoder(self.config, self.backend, embedding, layers, final_norm, head)
-
-    def _tied(self) -> bool:
-        """Is the head the embedding? A stored copy counts as used; one that differs is the head itself."""
-        if not self.config.tie_word_embeddings:
-            return False
-        if HEAD not in self.checkpoint:
-            return True
-        self.shapes[HEAD] = self.shapes[EMBEDDING]
-        if _equal(self._matrix(EMBEDDING), self._matrix(HEAD)):
-            self.checkpoint.note_used(HEAD)
-            return True
-        return False
-
-    def _layer(self, prefix: str, index: int) -> Layer:
-        attention = f"{prefix}.self_attn"
-        norms = None
-        if self.config.qk_norm:
-            norms = (self._vector(f"{attention}.q_norm.weight"), self._vector(f"{attention}.k_norm.weight"))
-        qkv = [f"{attention}.{name}_proj" for name in "qkv"]
-        layer = Layer(
-            attention_norm=self._vector(f"{prefix}.input_layernorm.weight"),
-            qkv=self._pack(*(f"{name}.weight" for name in qkv)),
-            qkv_bias=self._vector(*(f"{name}.bias" for name in qkv)) if self.config.qkv_bias else None,
-            qk_norms=norms,
-            output=self._pack(f"{attention}.o_proj.weight"),
-            output_bias=self._vector(f"{attention}.o_proj.bias") if self.config.output_bias else None,
-            mlp_norm=self._vector(f"{prefix}.post_attention_layernorm.weight"),
-            mlp=(self._experts if index in self.config.sparse_layers else self._dense)(f"{prefix}.mlp"),
+def _layer(config: ModelConfig, tensors: Mapping[str, Any], prefix: str) -> Layer:
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    norms = (f"{attention}.q_norm.weight", f"{attention}.k_norm.weight") if config.qk_norm else ()
+    router = tensors.get(f"{mlp}.gate.weight")
+    return Layer(
+        attention_norm=tensors[f"{prefix}.input_layernorm.weight"],
+        qkv=tensors[f"{attention}.qkv_proj.weight"],
+        qkv_bias=tensors.get(f"{attention}.qkv_proj.bias"),
+        qk_norms=(tensors[norms[0]], tensors[norms[1]]) if norms else None,
+        output=tensors[f"{attention}.o_proj.weight"],
+        output_bias=tensors.get(f"{attention}.o_proj.bias"),
+        mlp_norm=tensors[f"{prefix}.post_attention_layernorm.weight"],
+        mlp=Dense(
+            gate_up=tensors[f"{mlp}.gate_up_proj.weight"],
+            gate_up_bias=tensors.get(f"{mlp}.gate_up_proj.bias"),
+            down=tensors[f"{mlp}.down_proj.weight"],
+            down_bias=tensors.get(f"{mlp}.down_proj.bias"),
         )
-        self.checkpoint.release()
-        self.progress(min(self.checkpoint.fraction_used, 1.0))
-        return layer
-
-    def _dense(self, prefix: str) -> Dense:
-        bias = self.config.mlp_bias
-        return Dense(
-            gate_up=self._pack(f"{prefix}.gate_proj.weight", f"{prefix}.up_proj.weight"),
-            gate_up_bias=self._vector(f"{prefix}.gate_proj.bias", f"{prefix}.up_proj.bias") if bias else None,
-            down=self._pack(f"{prefix}.down_proj.weight"),
-            down_bias=self._vector(f"{prefix}.down_proj.bias") if bias else None,
-        )
-
-    def _experts(self, prefix: str) -> Experts:
-        experts = [f"{prefix}.experts.{e}" for e in range(self.config.num_experts)]
-        gate_up = [
-            [self._matrix(f"{e}.gate_proj.weight"), self._matrix(f"{e}.up_proj.weight")] for e in experts
-        ]
-        down = [[self._matrix(f"{e}.down_proj.weight")] for e in experts]
-        router = self._matrix(f"{prefix}.gate.weight")
-        return Experts(
-            router=self.backend.pack([router], "bf16" if router.stored == "bf16" else "f32"),
-            gate_up=self.backend.pack_experts(gate_up, self._format(gate_up[0])),
-            down=self.backend.pack_experts(down, self._format(down[0])),
-        )
-
-    def _matrix(self, name: str) -> Matrix:
-        rows, columns = self.shapes[name]
-        return self.checkpoint.matrix(name, (rows, columns))
-
-    def _format(self, parts: list[Matrix]) -> WeightFormat:
-        """The format asked for, or the one that keeps all parts without loss."""
-        stored = {part.stored for part in parts}
-        return self.format or (stored.pop() if len(stored) == 1 else "f32")
-
-    def _pack(self, *names: str) -> Weight:
-        """Matrices stacked along their rows."""
-        parts = [self._matrix(name) for name in names]
-        return self.backend.pack(parts, self._format(parts))
-
-    def _vector(self, *names: str) -> Array:
-        """Vectors end to end."""
-        parts = [self.checkpoint.vector(name, self.shapes[name][0]) for name in names]
-        return self.backend.vector(np.concatenate(parts))
-
-
-def _equal(a: Matrix, b: Matrix, step: int = 4096) -> bool:
-    """Do two matrices of one shape hold the same values?"""
-    return all(np.array_equal(a.rows(i, i + step), b.rows(i, i + step)) for i in range(0, a.shape[0], step))
+        if router is None
+        else Experts(
+            router=router,
+            gate_up=tensors[f"{mlp}.experts.gate_up_proj.weight"],
+            down=tensors[f"{mlp}.experts.down_proj.weight"],
+        ),
+    )

@@ -1,7 +1,8 @@
 """A checkpoint directory: its config and its tensors by name, whatever files they lie in.
 
-In: a directory in Hugging Face format (config.json, model.safetensors or shards with an index).
-Out: ModelConfig, matrices that are read row by row, vectors. Uses are noted: what is left over can be named.
+In: a directory in Hugging Face format (config.json, model.safetensors or shards with an index), plain or
+packed. Out: ModelConfig, matrices that are read row by row, or packed ones as they lie in the file, vectors.
+Uses are noted: what is left over can be named.
 Does not know: which tensors an architecture needs, backends.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from ..config import GROUP_SIZE, ModelConfig, WeightFormat
 from ..types import ModelError
 from .safetensors import SafetensorsFile
+from .shapes import EMBEDDING
 
 FloatArray = npt.NDArray[np.float32]
 Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]
@@ -53,6 +55,17 @@ class Matrix:
 _Data = tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None, Path]  # values or codes [M, K], scales, file
 
 
+class PackedMatrix(NamedTuple):
+    """Matrices [E, M, K] in the layout of csrc/ops.h, as they lie in the file, for `Backend.mapped`."""
+
+    name: str  # with the path of its file
+    format: WeightFormat
+    experts: int  # E
+    rows: int  # M
+    columns: int  # K
+    data: npt.NDArray[np.uint8]
+
+
 class Checkpoint:
     """An open model directory. Raises ModelError when a file is missing or damaged."""
 
@@ -68,6 +81,7 @@ class Checkpoint:
                     raise ModelError(f"{file.path}: tensor {name} is also in {self._owner[name].path.name}.")
                 self._owner[name] = file
         self._used: set[str] = set()
+        self._bytes_used = 0
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -111,8 +125,15 @@ class Checkpoint:
             raise ModelError(
                 f"{file.path}: tensor {name} has dtype {entry.dtype}; expected {' or '.join(kinds)}."
             )
-        self._used.add(name)
+        self._note(name)
         return file.array(name)
+
+    def _note(self, name: str) -> None:
+        """This stored tensor is used."""
+        if name not in self._used:
+            self._used.add(name)
+            entry = self._owner[name].entries[name]
+            self._bytes_used += entry.end - entry.begin
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
         """A matrix that must have this shape. Nothing is read yet."""
@@ -129,6 +150,22 @@ class Checkpoint:
         aligned = np.require(scales, requirements=["A", "C"])
         return Matrix(name, shape, codes.nbytes + scales.nbytes, "q8", (codes, aligned, path))
 
+    def packed(self, name: str, experts: int, rows: int, columns: int) -> PackedMatrix:
+        """A packed weight that must have this shape, already on its way into memory."""
+        file = self._owner.get(name)
+        size = file.entries[name].end - file.entries[name].begin if file else 0
+        data = self._take(name, ("U8",), (size,))
+        file = self._owner[name]
+        said = file.metadata.get(name, "")
+        formats = {describe_packed(f, experts, rows, columns): f for f in get_args(WeightFormat)}
+        if said not in formats:
+            raise ModelError(
+                f"{file.path}: packed tensor {name} is described as {said!r}; config.json asks for one of "
+                f"{', '.join(formats)}."
+            )
+        file.prefetch(name)
+        return PackedMatrix(f"{file.path}: tensor {name}", formats[said], experts, rows, columns, data)
+
     def vector(self, name: str, length: int) -> FloatArray:
         """A norm weight or a bias, float32 [length]."""
         raw = self._take(name, tuple(STORED_AS), (length,))
@@ -136,24 +173,40 @@ class Checkpoint:
 
     def note_used(self, name: str) -> None:
         """Count a tensor as used without reading it: it is known, and not needed."""
-        self._used.update(n for n in self._owner if self._logical(n) == name)
+        for stored in self._owner:
+            if self._logical(stored) == name:
+                self._note(stored)
 
     def unused(self) -> list[str]:
         """Tensors that nothing asked for."""
         return sorted({self._logical(name) for name in self._owner.keys() - self._used})
 
     @property
+    def stored(self) -> WeightFormat:
+        """The format of the embedding, and so of most matrices."""
+        if self.config.packed:
+            return "q4" if self.config.weight_bits == 4 else "q8"
+        return self.matrix(EMBEDDING, (self.config.vocab_size, self.config.hidden_size)).stored
+
+    @property
     def fraction_used(self) -> float:
         """The share of all bytes that was asked for."""
-        sizes = {
-            name: file.entries[name].end - file.entries[name].begin for name, file in self._owner.items()
-        }
-        return sum(sizes[name] for name in self._used) / max(sum(sizes.values()), 1)
+        return self._bytes_used / max(sum(file.size for file in self._files), 1)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of files that the loaded model goes on reading: they live in the system's page cache."""
+        return sum(file.size for file in self._files) if self.config.packed else 0
 
     def release(self) -> None:
-        """Let the system drop the file pages that were read: what is packed no longer needs them."""
-        for file in self._files:
+        """Let the system drop the file pages that were read, unless the model goes on reading them."""
+        for file in self._files if not self.config.packed else ():
             file.release()
+
+
+def describe_packed(format: WeightFormat, experts: int, rows: int, columns: int) -> str:
+    """What the metadata of a packed file says of a weight."""
+    return f"{format} {experts} x {rows} x {columns}"
 
 
 def _as_float(raw: npt.NDArray[Any]) -> FloatArray:

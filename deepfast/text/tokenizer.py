@@ -20,6 +20,15 @@ import tokenizers
 
 from ..types import ModelError, UsageError
 
+BPE_OPTIONS = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+)
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -65,10 +74,7 @@ class Tokenizer:
             _check_kind(file, raw)
             control = dict(_control_tokens(raw, config))
             highest = max([*raw["model"]["vocab"].values(), *(token.id for token in control.values())])
-            plain = json.dumps(
-                raw | {"added_tokens": [], "truncation": None, "padding": None}, ensure_ascii=False
-            )
-            return cls(tokenizers.Tokenizer.from_str(plain), highest + 1, control, _specials(config))
+            return cls(_plain(raw), highest + 1, control, _specials(config))
         except ModelError:
             raise
         except Exception as error:
@@ -206,6 +212,23 @@ def _check_kind(file: Path, raw: Mapping[str, Any]) -> None:
     if kind != "BPE" or not isinstance(model["vocab"], dict) or "ByteLevel" not in steps:
         found = f"{kind} with decoder {'+'.join(map(str, steps))}"
         raise ModelError(f"{file} holds {found}; only BPE with decoder ByteLevel is supported.")
+
+
+def _plain(raw: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """The BPE alone, without control tokens. Its vocabulary goes in as objects: to parse it once more would
+    take longer than all else at the start."""
+    model = raw["model"]
+    bare: dict[str, Any] = {
+        "added_tokens": [],
+        "truncation": None,
+        "padding": None,
+        "model": {**model, "vocab": {}, "merges": []},
+    }
+    plain = tokenizers.Tokenizer.from_str(json.dumps({**raw, **bare}))
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    options = {name: model[name] for name in BPE_OPTIONS if model.get(name) is not None}
+    plain.model = tokenizers.models.BPE(model["vocab"], merges, **options)
+    return plain
 
 
 def _control_tokens(raw: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, ControlToken]]:
