@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -88,7 +89,7 @@ class TestSample:
         args = [sample_args(uniform=i / 50) for i in range(49)] + [sample_args(temperature=0.0)]
         assert max(cpu.sample(logits, args, 30)) < 30
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
     def test_a_damaged_row_is_an_error(self, cpu: CpuBackend, value: float) -> None:
         logits = numbers(2, 100)
         logits[1, 50] = value
@@ -295,6 +296,34 @@ class TestThreads:
 
     def test_available_cpus(self) -> None:
         assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+    @pytest.mark.parametrize(
+        ("membership", "files", "cpus"),
+        [
+            ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+            ("0::/a/b\n", {"a/b/cpu.max": "150000 100000", "a/cpu.max": "300000 100000"}, 2),
+            ("0::/a/b\n", {"a/b/cpu.max": "20000 100000"}, 1),
+            ("0::/a\n", {"a/cpu.max": "max 100000"}, 8),
+            ("0::/\n", {"cpu.max": "240000 100000"}, 2),
+            ("0::/not/mounted/here\n", {"cpu.max": "400000 100000"}, 4),
+            ("0::/../other\n", {"cpu.max": "500000 100000", "other/cpu.max": "100000 100000"}, 5),
+            ("3:memory:/m\n2:cpu,cpuacct:/a\n0::/\n",
+             {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}, 3),
+            ("2:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+            ("2:cpu:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "0"}, 8),
+            ("", {}, 8),
+        ],
+    )  # fmt: skip
+    def test_quotas_of_all_control_groups_count(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: Any, cpus: int
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+        (tmp_path / "membership").write_text(membership)
+        for name, text in files.items():
+            (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "groups" / name).write_text(text + "\n")
+        assert available_cpus(tmp_path / "groups", tmp_path / "membership") == cpus
+        assert available_cpus(tmp_path / "groups", tmp_path / "nowhere") == 8
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

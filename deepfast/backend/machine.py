@@ -6,32 +6,54 @@ In: nothing. Out: counts, bytes. Does not know: models, kernels, what the number
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+GROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
 
-def available_cpus() -> int:
-    """Processors that this process may use: its affinity, limited by the quota of its control group."""
+def available_cpus(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
+    """Processors that this process may use: its affinity, limited by the quotas of its control groups, which
+    round to the nearest (half of a processor more is worth a thread), but never to none."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         count = os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
-    return max(1, min(count, int(quota + 0.5)) if quota else count)
+    quotas = [quota for group in control_groups("cpu", groups, membership) if (quota := _quota(group))]
+    return max(1, min(count, int(min(quotas) + 0.5)) if quotas else count)
 
 
-def _cgroup_quota(root: Path) -> float | None:
-    """Processors granted by control group version 2 or 1, None when unlimited or unknown."""
+def control_groups(controller: str, root: Path = GROUPS, membership: Path = MEMBERSHIP) -> Iterator[Path]:
+    """Directories of the groups that may limit this process: its own and all above, of version 2 and 1.
+
+    A container often sees its own group as the root, under a path that does not exist inside: then the root
+    alone says anything.
+    """
     try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        lines = membership.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        for top in [root / controller] if controllers else [root, root / "unified"]:
+            names = [name for name in path.split("/") if name]
+            if ".." in names:  # it lies outside of what is mounted
+                names = []
+            yield from (top.joinpath(*names[:depth]) for depth in range(len(names), -1, -1))
+
+
+def _quota(group: Path) -> float | None:
+    """Processors that one control group grants, None when unlimited or unknown."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # no such group; "max"
         return None
-    return int(quota) / int(period) or None
 
 
 def free_memory() -> int:
@@ -41,10 +63,10 @@ def free_memory() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):  # not Linux: half of what is installed is a careful guess
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return min(free, max(int(limit) - used, 0)) if limit.isdigit() else free
+    for group in control_groups("memory"):
+        try:
+            limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        except (OSError, ValueError):  # no such group, version 1; "max"
+            continue
+        free = min(free, max(limit - used, 0))
+    return free
