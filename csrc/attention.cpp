@@ -19,8 +19,8 @@ namespace {
 constexpr int kPieceBlocks = 32;
 constexpr int kPiece = kPieceBlocks * kLanes;  // positions of a piece
 constexpr size_t kScores = kPiece + kLanes;    // floats from one row of scores to the next; no power of two
-constexpr int kTileQueries = (31 / kAttentionRows + 1) * kAttentionRows;  // query rows of one tile
-constexpr int kSplitTiles = 4;  // with at most so many tiles per head, pieces are work of their own
+constexpr int kTileQueries = (63 / kAttentionRows + 1) * kAttentionRows;  // query rows of one tile
+constexpr int kSplitTiles = 2;  // with at most so many tiles per head, pieces are work of their own
 constexpr int kQueryLimit = 16256;  // 127 * 128: the largest code of a query against int8 keys
 
 // Query rows of one sequence and KV head, ordered by position, and the memory to work in.
@@ -33,6 +33,7 @@ struct Tile {
     float step[kTileQueries];    // q = step * code
     int32_t sum[kTileQueries];   // of the codes
     int32_t limit[kTileQueries];  // positions that the row sees
+    int32_t seen[kTileQueries];   // of the piece at hand
     int rows;
     int dim;
     size_t stride;  // C padded to 16
@@ -152,6 +153,7 @@ void score_chunk(const Tile& tile, const Chunk<E>& chunk) {
     const int blocks = count_chunks(chunk.count, kLanes);
     each_rows<kAttentionRows>(0, tile.rows, [&](auto number, int row) {
         constexpr int T = decltype(number)::value, B = span_for(T);
+        if (chunk.first >= tile.seen[row + T - 1]) return;
         float* scores = tile.scores + static_cast<size_t>(row) * kScores + chunk.first;
         int b = 0;
         for (; b + B <= blocks; b += B)
@@ -165,6 +167,7 @@ void score_chunk(const Tile& tile, const Chunk<int8_t>& chunk, const PageLayout&
     const int blocks = count_chunks(chunk.count, kLanes);
     each_rows<kCodeRows>(0, tile.rows, [&](auto number, int row) {
         constexpr int T = decltype(number)::value, B = kCodeSpan;
+        if (chunk.first >= tile.seen[row + T - 1]) return;
         float* scores = tile.scores + static_cast<size_t>(row) * kScores + chunk.first;
         int b = 0;
         for (; b + B <= blocks; b += B)
@@ -199,20 +202,24 @@ DF_INLINE void gather(const Tile& tile, const Chunk<E>& chunk, const float* weig
     DF_UNROLL
     for (int t = 0; t < T; ++t)
         for (int i = 0; i < V; ++i) acc[t][i] = load(out + static_cast<size_t>(t) * tile.stride + i * kLanes);
-    for (int b = 0; b * kLanes < chunk.count; ++b) {
-        const E* line = chunk.block[b] + column;
+    const int stride = kFetch ? chunk.stride : kLanes;  // a widened chunk has its columns in panels of 16
+    const int run = kFetch ? kLanes : kAttentionChunk * kLanes;  // and its positions one after another
+    for (int b = 0; b * kLanes < chunk.count; b += run / kLanes) {
+        const E* line = chunk.block[b] + (kFetch ? column : column * kAttentionChunk * kLanes);
         const uint8_t* next = chunk.next[b] + static_cast<size_t>(column) * sizeof(E);
-        const int end = chunk.count - b * kLanes < kLanes ? chunk.count - b * kLanes : kLanes;
-        for (int j = 0; j < end; ++j, line += chunk.stride) {
+        const int end = chunk.count - b * kLanes < run ? chunk.count - b * kLanes : run;
+        const float* weight = weights + b * kLanes;
+        for (int j = 0; j < end; ++j, line += stride, ++weight) {
             Floats x[V];
             DF_UNROLL
-            for (int i = 0; i < V; ++i) x[i] = V > 1 ? load(line + i * kLanes) : load_part(line, tile.dim - column);
-            if (kFetch) prefetch(next + static_cast<size_t>(j * chunk.stride) * sizeof(E));
+            for (int i = 0; i < V; ++i)
+                x[i] = V == 1 && kFetch ? load_part(line, tile.dim - column) : load(line + i * kLanes);
+            if (kFetch) prefetch(next + static_cast<size_t>(j * stride) * sizeof(E));
             DF_UNROLL
             for (int t = 0; t < T; ++t) {
-                const Floats weight = set(weights[static_cast<size_t>(t) * kScores + static_cast<size_t>(b * kLanes + j)]);
+                const Floats w = set(weight[static_cast<size_t>(t) * kScores]);
                 DF_UNROLL
-                for (int i = 0; i < V; ++i) acc[t][i] = fma(x[i], weight, acc[t][i]);
+                for (int i = 0; i < V; ++i) acc[t][i] = fma(x[i], w, acc[t][i]);
             }
         }
     }
@@ -225,7 +232,8 @@ DF_INLINE void gather(const Tile& tile, const Chunk<E>& chunk, const float* weig
 template <class E, bool kFetch>
 void gather_chunk(const Tile& tile, const Chunk<E>& chunk, float* out) {
     each_rows<kAttentionRows>(0, tile.rows, [&](auto number, int row) {
-        constexpr int T = decltype(number)::value, V = span_for(T);
+        constexpr int T = decltype(number)::value, V = kFetch ? span_for(T) : 1;
+        if (chunk.first >= tile.seen[row + T - 1]) return;
         const float* weights = tile.scores + static_cast<size_t>(row) * kScores + chunk.first;
         float* to = out + static_cast<size_t>(row) * tile.stride;
         int column = 0;
@@ -251,24 +259,36 @@ Chunk<E> chunk_of(const Piece& piece, int b, bool values) {
     return chunk;
 }
 
-// A chunk as floats, each block of keys [C][16], each value padded to the stride of the tile.
+// Keys as floats.
 template <class E>
-Chunk<float> widen(const Tile& tile, const Chunk<E>& from, bool values) {
-    Chunk<float> chunk{{}, {}, from.first, from.count, static_cast<int>(tile.stride)};
-    for (int i = 0; i * kLanes < from.count; ++i) {
-        float* to = tile.wide + static_cast<size_t>(i * kLanes) * tile.stride;
-        chunk.block[i] = to;
-        const E* block = from.block[i];
-        const uint8_t* next = from.next[i];
-        for (int j = 0; j < (values ? kLanes : tile.dim); ++j) {
-            const int width = values ? tile.dim : kLanes;
-            for (int k = 0; k < width; k += kLanes) store(to + k, load_part(block + k, width - k));
-            for (int k = 0; k < width * static_cast<int>(sizeof(E)); k += 64) prefetch(next + k);
-            const int step = values ? from.stride : kLanes;
-            block += step;
-            next += static_cast<size_t>(step) * sizeof(E);
-            to += values ? tile.stride : kLanes;
+Chunk<float> widen_keys(const Tile& tile, const Chunk<E>& from) {
+    Chunk<float> chunk{{}, {}, from.first, from.count, 0};
+    const int size = tile.dim * kLanes;
+    for (int b = 0; b * kLanes < from.count; ++b) {
+        float* to = tile.wide + b * size;
+        chunk.block[b] = to;
+        for (int i = 0; i < size; i += kLanes) {
+            prefetch(from.next[b] + static_cast<size_t>(i) * sizeof(E));
+            store(to + i, load(from.block[b] + i));
         }
+    }
+    return chunk;
+}
+
+// Values as floats in panels of 16 columns, [C / 16][positions of a chunk][16], zeros behind the last column.
+template <class E>
+Chunk<float> widen_values(const Tile& tile, const Chunk<E>& from) {
+    Chunk<float> chunk{{}, {}, from.first, from.count, 0};
+    for (int b = 0; b * kLanes < from.count; ++b) {
+        float* to = tile.wide + b * kLanes * kLanes;
+        chunk.block[b] = to;
+        for (int j = 0; j < kLanes; ++j)
+            for (int column = 0; column < tile.dim; column += kLanes) {
+                const int at = j * from.stride + column;
+                prefetch(from.next[b] + static_cast<size_t>(at) * sizeof(E));
+                store(to + column * kAttentionChunk * kLanes + j * kLanes,
+                      load_part(from.block[b] + at, tile.dim - column));
+            }
     }
     return chunk;
 }
@@ -282,7 +302,7 @@ void score_piece(const Tile& tile, const Piece& piece) {
         else if (tile.rows <= kAttentionRows)
             score_chunk<E, true>(tile, keys);
         else
-            score_chunk<float, false>(tile, widen(tile, keys, false));
+            score_chunk<float, false>(tile, widen_keys(tile, keys));
     }
 }
 
@@ -293,13 +313,13 @@ void gather_piece(const Tile& tile, const Piece& piece, float* out) {
         if (tile.rows <= kAttentionRows)
             gather_chunk<E, true>(tile, values, out);
         else
-            gather_chunk<float, false>(tile, widen(tile, values, true), out);
+            gather_chunk<float, false>(tile, widen_values(tile, values), out);
     }
 }
 
 // One piece of context for all rows of the tile that see some of it.
 template <class E>
-void attend(const Tile& tile, const Piece& piece, const Part& part) {
+void attend(Tile& tile, const Piece& piece, const Part& part) {
     const float* value_scale = nullptr;
     if constexpr (sizeof(E) == 1) {
         value_scale = tile.value_scale;
@@ -307,12 +327,15 @@ void attend(const Tile& tile, const Piece& piece, const Part& part) {
             store(tile.value_scale + b * kLanes,
                   load(reinterpret_cast<const Half*>(piece.page[b] + piece.layout.scales) + kLanes));
     }
+    for (int i = 0; i < tile.rows; ++i) {
+        const int seen = tile.limit[i] - piece.first;
+        tile.seen[i] = seen < kPiece ? seen : kPiece;
+    }
     score_piece<E>(tile, piece);
     for (int i = 0; i < tile.rows; ++i) {
         float* scores = tile.scores + static_cast<size_t>(i) * kScores;
-        const int seen = tile.limit[i] - piece.first;
-        if (seen > 0)
-            soften(scores, seen < kPiece ? seen : kPiece, piece.count, value_scale, part.peak[i], part.total[i]);
+        if (tile.seen[i] > 0)
+            soften(scores, tile.seen[i], piece.count, value_scale, part.peak[i], part.total[i]);
         else
             memset(scores, 0, static_cast<size_t>(piece.count) * sizeof(float));
     }
@@ -431,7 +454,7 @@ void store_tile(const Job& job, const Place& place, const Tile& tile, const Part
 }
 
 // Attention of a tile to piece `index` of its context; false where no row sees any of it.
-bool run_piece(const Job& job, const Place& place, const Tile& tile, int index, const Part& part) {
+bool run_piece(const Job& job, const Place& place, Tile& tile, int index, const Part& part) {
     const Cache& cache = *job.cache;
     Piece piece{{}, page_of(cache.format, cache.dim), index * kPiece, tile.limit[tile.rows - 1] - index * kPiece};
     if (piece.count <= 0) return false;
@@ -451,7 +474,7 @@ bool run_piece(const Job& job, const Place& place, const Tile& tile, int index, 
 }
 
 // All pieces one after another.
-void run_tile(const Job& job, const Place& place, const Tile& tile, float* memory, size_t size) {
+void run_tile(const Job& job, const Place& place, Tile& tile, float* memory, size_t size) {
     const Part whole = part_at(memory, tile), part = part_at(memory + size, tile);
     run_piece(job, place, tile, 0, whole);
     for (int i = 1; run_piece(job, place, tile, i, part); ++i) merge(tile, whole, part, i * kPiece);
@@ -459,7 +482,7 @@ void run_tile(const Job& job, const Place& place, const Tile& tile, float* memor
 }
 
 // One piece; whoever finishes the last one of a tile merges them all.
-void run_span(const Job& job, const Place& place, const Tile& tile, size_t size) {
+void run_span(const Job& job, const Place& place, Tile& tile, size_t size) {
     run_piece(job, place, tile, place.span, part_at(place.parts + static_cast<size_t>(place.span) * size, tile));
     if (__atomic_add_fetch(place.done, 1, __ATOMIC_ACQ_REL) < place.spans) return;
     const Part whole = part_at(place.parts, tile);
