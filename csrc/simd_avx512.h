@@ -11,9 +11,9 @@
 
 namespace deepfast::DF_ISA {
 
-constexpr int kTileRows = 8;      // rows of activations in registers: 32 registers
-constexpr int kTilePanels = 2;    // panels of weights beside them
-constexpr int kStreamPanels = 4;  // panels at once when there is one row
+constexpr int kTileRows = 8;        // rows of activations in registers: 32 registers
+constexpr int kTilePanels = 2;      // panels of weights beside them
+constexpr int kStreamPanels = 4;    // panels at once when there is one row
 constexpr int kAttentionRows = 8;   // query rows that share a vector of keys or values: 24 of 32 registers
 constexpr int kAttentionTile = 24;  // accumulators: query rows x (blocks of keys or vectors of a value)
 constexpr int kAttentionChunk = 4;  // blocks of keys or values, as floats, that stay in the L1 cache
@@ -147,8 +147,8 @@ DF_INLINE KeyDot dot(KeyDot s, const KeyCodes& k, const QueryWord& q) {
 // `q_sum` is the sum of the query's codes.
 DF_INLINE Ints finish(const KeyDot& s, int32_t q_sum) {
     const auto offset = static_cast<int32_t>(static_cast<uint32_t>(q_sum) << 7);
-    return {_mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s.high, 7), s.low),
-                             _mm512_set1_epi32(offset))};
+    return {
+        _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s.high, 7), s.low), _mm512_set1_epi32(offset))};
 }
 
 }  // namespace deepfast::DF_ISA
