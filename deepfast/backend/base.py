@@ -164,8 +164,10 @@ class Backend(Protocol):
         """Causal attention of the new rows over their sequence's whole context, [N, H C] -> [N, H C]."""
         ...
 
-    def swiglu(self, gate_up: Array) -> Array:
-        """[N, 2F] (gate first) -> silu(gate) * up [N, F]"""
+    def mlp(
+        self, x: Array, gate_up: Weight, gate_up_bias: Array | None, down: Weight, down_bias: Array | None
+    ) -> Array:
+        """[N, D], [2F, D] (gate first), [2F], [D, F], [D] -> down(silu(gate x) * up x) [N, D]"""
         ...
 
     def moe(
