@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_support import ISAS, assert_close, assert_near, backend_of, in_numpy, numbers
+from kernel_support import ISAS, NumpyBackend, assert_close, assert_near, backend_of, in_numpy, numbers
 
 from deepfast import _C
 from deepfast.backend.base import Batch, FloatArray
@@ -275,7 +275,7 @@ class TestAttention:
             (1, [1, 499, 10, 3, 1, 586]),
             (5, [470] + [1] * 60 + [70, 485, 7, 8]),
         ):
-            backend = CpuBackend(threads, cpu.isa)
+            backend = NumpyBackend(CpuBackend(threads, cpu.isa))
             cache, at, rows = backend.new_cache(1, 70, groups, dim, format), 0, []
             for size in sizes:
                 other = ([1] * 3, 0, [69])
