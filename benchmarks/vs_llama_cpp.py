@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,8 @@ from deepfast.cli.bench import products_per_token, weight_bytes_read
 from deepfast.config import ENV_ISA, KV_BYTES, EngineConfig, ModelConfig, kv_bytes_per_token
 
 HERE = Path(__file__).resolve().parent
-QUICK_S = 240.0  # no round begins later than this after the start of --quick
+QUICK_S = 240.0  # no round begins later than this after the start of --quick,
+LAST_S = 25.0  # and this later no sample: a round that is not whole does not count
 GIVEN_UP = 0.5  # of the speed of the engine's best setting
 NEIGHBOUR = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6): pass"
 DEFAULT_KV = EngineConfig().kv
@@ -149,7 +150,6 @@ class Run:
             orders = [measure.order for measure in self._plan.values() if name in settings_of(measure)]
             depths = [order.get("depth", order["tokens"]) for order in orders]
             self._children[name] = self._make(name, depths)
-            self.samples["facts"][name] = self._children[name].do(do="facts")
         return self._children[name]
 
     @property
@@ -187,14 +187,20 @@ class Run:
         settings = [n for n in samples if n not in self.given_up.get(name, ())]
         for setting in settings:
             if number == 1 and measure.order["do"] == "generate":
-                self._child(setting).do(**measure.order | {"tokens": 2, "seed": 0})
+                self._take(setting, measure.order | {"tokens": 2, "seed": 0})
         with neighbour() if name.startswith("noisy") else nullcontext():
             if not name.startswith("noisy"):
                 wait_for_quiet(1 if self._args.quick else 5)
-            for setting in settings:
-                samples[setting].append(self._child(setting).do(**measure.order | {"seed": number}))
+            taken = {setting: self._take(setting, measure.order | {"seed": number}) for setting in settings}
+        for setting, sample in taken.items():
+            samples[setting].append(sample)
         print(round_line(name, number, settings, samples), flush=True)
         self._give_up(name, settings, samples)
+
+    def _take(self, setting: str, order: dict[str, Any]) -> dict[str, Any]:
+        if time.monotonic() > self._end + LAST_S:
+            raise TimeoutError
+        return self._child(setting).do(**order)
 
     def _give_up(self, name: str, settings: list[str], samples: Samples) -> None:
         """Leave settings out that are far from their engine's best, judged in a round nobody disturbed."""
@@ -206,6 +212,10 @@ class Run:
             if middle[setting] < GIVEN_UP * max(rivals):
                 self.given_up.setdefault(name, []).append(setting)
                 print(f"{name}: {setting} is given up at {middle[setting]:.2f} tok/s")
+
+    def facts(self) -> None:
+        """Note what ran in every child."""
+        self.samples["facts"] = {name: child.do(do="facts") for name, child in self._children.items()}
 
     def machine(self) -> dict[str, float]:
         """The medians of all probes."""
@@ -232,7 +242,8 @@ def take_samples(run: Run, measures: dict[str, Measure], starts: int) -> None:
         run.probe()
         for name, measure in measures.items():
             if number <= measure.rounds and not run.is_over:
-                run.round(name, number)
+                with suppress(TimeoutError):
+                    run.round(name, number)
         if run.is_over:
             print("the time is over")
             break
@@ -308,6 +319,8 @@ def print_tables(run: Run, result: dict[str, Any]) -> None:
         f"\n{'measure':18} {'best of ours':>28} {'best of llama.cpp':>34} {'ratio':>7}  ours of memory, int8"
     )
     for name, chosen in result["best"].items():
+        if None in chosen.values():
+            continue
         middle, ratio, limits = result["medians"][name], result["ratios"][name], run.limits()[name]
         cells = [f"{chosen[e]} {middle[chosen[e]]:8.2f}" for e in (OURS, THEIRS)]
         share = limits[OURS]
@@ -336,6 +349,8 @@ def main() -> None:
 
     noisy = args.noisy or "noisy_generate_0" in (args.only or ())
     measures = {n: m for n, m in plan(args.quick, noisy).items() if not args.only or n in args.only}
+    if not measures:
+        parser.error("--quick leaves out what --only names. Drop one of the two.")
     path = model_directory(args)
     with Run(args, path, gguf_of(path), measures, end) as run:
         run.samples |= machine_facts()
@@ -343,6 +358,7 @@ def main() -> None:
             f"{run.samples['cpu']}, {args.threads} threads; {run.samples['date']}; {run.samples['versions']}"
         )
         take_samples(run, measures, starts=2 if args.quick else 3)
+        run.facts()
         result = summary(run.samples["measures"])
         print_tables(run, result)
         if args.json:

@@ -1,324 +1,23 @@
 // Causal attention of any number of new rows per sequence over paged keys and values, grouped-query aware.
 //
-// In: queries [N, H C], the cache (this layer's new keys and values already stored), the batch. Out: [N, H C].
-// A query row is one (new token, query head of the group) of a sequence and KV head; the rows of a tile share
-// each block of keys and values that is read. A context is cut into pieces of 512 positions, the last one
-// shorter, whatever the batch and the threads:
+// In: queries [N, H C], the cache (this layer's new keys and values already stored), the batch. Out: [N, H
+// C]. A query row is one (new token, query head of the group) of a sequence and KV head; the rows of a tile
+// share each block of keys and values that is read. A context is cut into pieces of 512 positions, whatever
+// the batch and the threads, and what the pieces give a row is merged in order:
 //
-//   positions  0 ...... 511 | 512 ..... 1023 | 1024 .. 1100      each piece, for each row of the tile:
-//              piece 0        piece 1          piece 2           peak, total, out [C] (not yet divided by total)
+//   positions   0 ....... 511 | 512 ...... 1023 | 1024 ... 1100
+//               piece 0         piece 1           piece 2          -> peak, total, out [C] of each -> y [C]
 //
-// and the pieces of a row are merged in order. Who computes them is a matter of speed alone: with few rows every
-// piece is work of its own (one sequence keeps all threads busy), else a tile's pieces follow each other. Lanes
-// are positions for the scores and dimensions for the values. The page of the cache is drawn at `Cache` in ops.h.
-#include "kernels.h"
+// Who computes them is a matter of speed alone: with few rows every piece is work of its own, so that one
+// sequence keeps all threads busy; else the pieces of a tile follow each other. The loops over one piece are
+// in attend.h, the page of the cache is drawn at `Cache` in ops.h.
+#include "attend.h"
 
 namespace deepfast::DF_ISA {
 namespace {
 
-constexpr int kPieceBlocks = 32;
-constexpr int kPiece = kPieceBlocks * kLanes;  // positions of a piece
-constexpr size_t kScores = kPiece + kLanes;    // floats from one row of scores to the next; no power of two
-constexpr int kTileQueries = (31 / kAttentionRows + 1) * kAttentionRows;  // query rows of one tile
-constexpr int kSplitTiles = 4;  // with at most so many tiles per head, pieces are work of their own
+constexpr int kSplitTiles = 2;      // with at most so many tiles per head, pieces are work of their own
 constexpr int kQueryLimit = 16256;  // 127 * 128: the largest code of a query against int8 keys
-
-// Query rows of one sequence and KV head, ordered by position, and the memory to work in.
-struct Tile {
-    float* q;            // [rows, stride] scaled by C^-0.5
-    QueryWord* words;    // [rows, stride / 4] the same as codes; int8 keys only
-    float* scores;       // [rows, kScores]
-    float* wide;         // [kAttentionChunk blocks] keys or values as floats
-    float* value_scale;  // [kPiece]; int8 values only
-    float step[kTileQueries];    // q = step * code
-    int32_t sum[kTileQueries];   // of the codes
-    int32_t limit[kTileQueries];  // positions that the row sees
-    int rows;
-    int dim;
-    size_t stride;  // C padded to 16
-};
-
-// What a piece gives the rows of a tile.
-struct Part {
-    float* out;    // [rows, stride]
-    float* peak;   // [rows]
-    float* total;  // [rows]
-};
-
-// What a tile reads of one piece.
-struct Piece {
-    const uint8_t* page[kPieceBlocks];
-    PageLayout layout;
-    int first;  // position
-    int count;  // positions that the tile's last row sees
-};
-
-// Up to kAttentionChunk blocks of keys or values, and those that are read next.
-template <class E>
-struct Chunk {
-    const E* block[kAttentionChunk];
-    const uint8_t* next[kAttentionChunk];
-    int first;   // position in the piece
-    int count;   // positions
-    int stride;  // values from one position to the next; for values
-};
-
-size_t padded(int dim) { return round_up(static_cast<size_t>(dim), kLanes); }
-
-template <int N>
-struct Number {
-    static constexpr int value = N;
-};
-
-// f(Number<T>, row) over rows [row, rows), T at a time, then the rest at once.
-template <int T, class F>
-DF_INLINE void each_rows(int row, int rows, const F& f) {
-    for (; row + T <= rows; row += T) f(Number<T>(), row);
-    if constexpr (T > 1) {
-        if (row < rows) each_rows<T - 1>(row, rows, f);
-    }
-}
-
-// How many vectors T rows go against at a time: blocks of keys, or parts of a value.
-constexpr int span_for(int rows) {
-    const int most = kAttentionTile / rows;
-    return most >= 4 && kAttentionChunk >= 4 ? 4 : most >= 2 ? 2 : 1;
-}
-
-// scores[t, b * 16 + lane] of T rows against B blocks [C][16]
-template <class E, int T, int B, bool kFetch>
-DF_INLINE void score(const Tile& tile, int row, const E* const* keys, const uint8_t* const* next, float* scores) {
-    Floats acc[T][B];
-    DF_UNROLL
-    for (int t = 0; t < T; ++t)
-        for (int b = 0; b < B; ++b) acc[t][b] = zero();
-    const float* q = tile.q + static_cast<size_t>(row) * tile.stride;
-    for (int d = 0; d < tile.dim; ++d) {
-        Floats values[B];
-        DF_UNROLL
-        for (int b = 0; b < B; ++b) {
-            values[b] = load(keys[b] + d * kLanes);
-            if (kFetch) prefetch(next[b] + static_cast<size_t>(d * kLanes) * sizeof(E));
-        }
-        DF_UNROLL
-        for (int t = 0; t < T; ++t) {
-            const Floats x = set(q[static_cast<size_t>(t) * tile.stride + static_cast<size_t>(d)]);
-            DF_UNROLL
-            for (int b = 0; b < B; ++b) acc[t][b] = fma(values[b], x, acc[t][b]);
-        }
-    }
-    DF_UNROLL
-    for (int t = 0; t < T; ++t)
-        for (int b = 0; b < B; ++b) store(scores + static_cast<size_t>(t) * kScores + b * kLanes, acc[t][b]);
-}
-
-// The same for int8 keys, key scales behind them.
-template <int T, int B, bool kFetch>
-DF_INLINE void score_codes(const Tile& tile, int row, const int8_t* const* keys, const uint8_t* const* next,
-                           const PageLayout& layout, float* scores) {
-    KeyDot sums[T][B];
-    DF_UNROLL
-    for (int t = 0; t < T; ++t)
-        for (int b = 0; b < B; ++b) sums[t][b] = KeyDot::zero();
-    const QueryWord* q = tile.words + static_cast<size_t>(row) * tile.stride / 4;
-    for (int w = 0; w < layout.columns / 4; ++w) {
-        KeyCodes codes[B];
-        DF_UNROLL
-        for (int b = 0; b < B; ++b) {
-            codes[b] = load_keys(keys[b] + w * 4 * kLanes);
-            if (kFetch) prefetch(next[b] + w * 4 * kLanes);
-        }
-        DF_UNROLL
-        for (int t = 0; t < T; ++t) {
-            const QueryWord word = q[static_cast<size_t>(t) * tile.stride / 4 + static_cast<size_t>(w)];
-            DF_UNROLL
-            for (int b = 0; b < B; ++b) sums[t][b] = dot(sums[t][b], codes[b], word);
-        }
-    }
-    DF_UNROLL
-    for (int b = 0; b < B; ++b) {
-        const Floats scale = load(reinterpret_cast<const Half*>(keys[b] + layout.scales));
-        for (int t = 0; t < T; ++t) {
-            const Floats whole = to_float(finish(sums[t][b], tile.sum[row + t]));
-            store(scores + static_cast<size_t>(t) * kScores + b * kLanes,
-                  mul(whole, mul(scale, set(tile.step[row + t]))));
-        }
-    }
-}
-
-// Scores of all rows of the tile against a chunk of keys.
-template <class E, bool kFetch>
-void score_chunk(const Tile& tile, const Chunk<E>& chunk) {
-    const int blocks = count_chunks(chunk.count, kLanes);
-    each_rows<kAttentionRows>(0, tile.rows, [&](auto number, int row) {
-        constexpr int T = decltype(number)::value, B = span_for(T);
-        float* scores = tile.scores + static_cast<size_t>(row) * kScores + chunk.first;
-        int b = 0;
-        for (; b + B <= blocks; b += B)
-            score<E, T, B, kFetch>(tile, row, chunk.block + b, chunk.next + b, scores + b * kLanes);
-        for (; B > 1 && b < blocks; ++b)
-            score<E, T, 1, kFetch>(tile, row, chunk.block + b, chunk.next + b, scores + b * kLanes);
-    });
-}
-
-void score_chunk(const Tile& tile, const Chunk<int8_t>& chunk, const PageLayout& layout) {
-    const int blocks = count_chunks(chunk.count, kLanes);
-    each_rows<kCodeRows>(0, tile.rows, [&](auto number, int row) {
-        constexpr int T = decltype(number)::value, B = kCodeSpan;
-        float* scores = tile.scores + static_cast<size_t>(row) * kScores + chunk.first;
-        int b = 0;
-        for (; b + B <= blocks; b += B)
-            score_codes<T, B, true>(tile, row, chunk.block + b, chunk.next + b, layout, scores + b * kLanes);
-        for (; B > 1 && b < blocks; ++b)
-            score_codes<T, 1, true>(tile, row, chunk.block + b, chunk.next + b, layout, scores + b * kLanes);
-    });
-}
-
-// One row's scores of a piece to weights e^(score - peak), 0 from `seen` to the end of `count`; peak and total.
-// With value scales, the weights are then times those.
-void soften(float* scores, int seen, int count, const float* value_scale, float& peak, float& total) {
-    const int end = count_chunks(seen, kLanes) * kLanes;
-    for (int j = seen; j < end; ++j) scores[j] = -INFINITY;
-    Floats top = load(scores);
-    for (int j = kLanes; j < end; j += kLanes) top = max(top, load(scores + j));
-    peak = maximum(top);
-    for (int j = 0; j < end; j += kLanes) store(scores + j, exp(sub(load(scores + j), set(peak))));
-    for (int j = seen; j < count; ++j) scores[j] = 0.0f;  // exp() of -infinity is tiny, but not 0
-    Floats sums = zero();
-    for (int j = 0; j < end; j += kLanes) sums = add(sums, load(scores + j));
-    total = sum(sums);
-    for (int j = 0; value_scale && j < seen; j += kLanes)
-        store(scores + j, mul(load(scores + j), load(value_scale + j)));
-    for (int j = seen; value_scale && j < end; ++j) scores[j] = 0.0f;  // whatever the scale there
-}
-
-// out[t, columns] += sum over the chunk of weights[t, j] * values[j, columns], V vectors of 16 columns
-template <class E, int T, int V, bool kFetch>
-DF_INLINE void gather(const Tile& tile, const Chunk<E>& chunk, const float* weights, int column, float* out) {
-    Floats acc[T][V];
-    DF_UNROLL
-    for (int t = 0; t < T; ++t)
-        for (int i = 0; i < V; ++i) acc[t][i] = load(out + static_cast<size_t>(t) * tile.stride + i * kLanes);
-    for (int b = 0; b * kLanes < chunk.count; ++b) {
-        const E* line = chunk.block[b] + column;
-        const uint8_t* next = chunk.next[b] + static_cast<size_t>(column) * sizeof(E);
-        const int end = chunk.count - b * kLanes < kLanes ? chunk.count - b * kLanes : kLanes;
-        for (int j = 0; j < end; ++j, line += chunk.stride) {
-            Floats x[V];
-            DF_UNROLL
-            for (int i = 0; i < V; ++i) x[i] = V > 1 ? load(line + i * kLanes) : load_part(line, tile.dim - column);
-            if (kFetch) prefetch(next + static_cast<size_t>(j * chunk.stride) * sizeof(E));
-            DF_UNROLL
-            for (int t = 0; t < T; ++t) {
-                const Floats weight = set(weights[static_cast<size_t>(t) * kScores + static_cast<size_t>(b * kLanes + j)]);
-                DF_UNROLL
-                for (int i = 0; i < V; ++i) acc[t][i] = fma(x[i], weight, acc[t][i]);
-            }
-        }
-    }
-    DF_UNROLL
-    for (int t = 0; t < T; ++t)
-        for (int i = 0; i < V; ++i) store(out + static_cast<size_t>(t) * tile.stride + i * kLanes, acc[t][i]);
-}
-
-// Adds a chunk of values to the output of all rows of the tile.
-template <class E, bool kFetch>
-void gather_chunk(const Tile& tile, const Chunk<E>& chunk, float* out) {
-    each_rows<kAttentionRows>(0, tile.rows, [&](auto number, int row) {
-        constexpr int T = decltype(number)::value, V = span_for(T);
-        const float* weights = tile.scores + static_cast<size_t>(row) * kScores + chunk.first;
-        float* to = out + static_cast<size_t>(row) * tile.stride;
-        int column = 0;
-        for (; V > 1 && column + V * kLanes <= tile.dim; column += V * kLanes)
-            gather<E, T, V, kFetch>(tile, chunk, weights, column, to + column);
-        for (; column < tile.dim; column += kLanes) gather<E, T, 1, kFetch>(tile, chunk, weights, column, to + column);
-    });
-}
-
-// The chunk of a piece from block `b` on; `part` is where keys or values lie in a page.
-template <class E>
-Chunk<E> chunk_of(const Piece& piece, int b, bool values) {
-    const size_t part = values ? piece.layout.values : 0;
-    const int blocks = count_chunks(piece.count, kLanes), left = piece.count - b * kLanes;
-    Chunk<E> chunk{{}, {}, b * kLanes, left < kAttentionChunk * kLanes ? left : kAttentionChunk * kLanes, piece.layout.columns};
-    for (int i = 0; i < kAttentionChunk && b + i < blocks; ++i) {
-        const int next = b + i + kAttentionChunk;
-        chunk.block[i] = reinterpret_cast<const E*>(piece.page[b + i] + part);
-        // After the last keys come the first values; after the last values nothing that is known here.
-        chunk.next[i] = next < blocks ? piece.page[next] + part
-                                      : piece.page[values ? b + i : i < blocks ? i : 0] + piece.layout.values;
-    }
-    return chunk;
-}
-
-// A chunk as floats, each block of keys [C][16], each value padded to the stride of the tile.
-template <class E>
-Chunk<float> widen(const Tile& tile, const Chunk<E>& from, bool values) {
-    Chunk<float> chunk{{}, {}, from.first, from.count, static_cast<int>(tile.stride)};
-    for (int i = 0; i * kLanes < from.count; ++i) {
-        float* to = tile.wide + static_cast<size_t>(i * kLanes) * tile.stride;
-        chunk.block[i] = to;
-        const E* block = from.block[i];
-        const uint8_t* next = from.next[i];
-        for (int j = 0; j < (values ? kLanes : tile.dim); ++j) {
-            const int width = values ? tile.dim : kLanes;
-            for (int k = 0; k < width; k += kLanes) store(to + k, load_part(block + k, width - k));
-            for (int k = 0; k < width * static_cast<int>(sizeof(E)); k += 64) prefetch(next + k);
-            const int step = values ? from.stride : kLanes;
-            block += step;
-            next += static_cast<size_t>(step) * sizeof(E);
-            to += values ? tile.stride : kLanes;
-        }
-    }
-    return chunk;
-}
-
-template <class E>
-void score_piece(const Tile& tile, const Piece& piece) {
-    for (int b = 0; b * kLanes < piece.count; b += kAttentionChunk) {
-        const Chunk<E> keys = chunk_of<E>(piece, b, false);
-        if constexpr (sizeof(E) == 1)
-            score_chunk(tile, keys, piece.layout);
-        else if (tile.rows <= kAttentionRows)
-            score_chunk<E, true>(tile, keys);
-        else
-            score_chunk<float, false>(tile, widen(tile, keys, false));
-    }
-}
-
-template <class E>
-void gather_piece(const Tile& tile, const Piece& piece, float* out) {
-    for (int b = 0; b * kLanes < piece.count; b += kAttentionChunk) {
-        const Chunk<E> values = chunk_of<E>(piece, b, true);
-        if (tile.rows <= kAttentionRows)
-            gather_chunk<E, true>(tile, values, out);
-        else
-            gather_chunk<float, false>(tile, widen(tile, values, true), out);
-    }
-}
-
-// One piece of context for all rows of the tile that see some of it.
-template <class E>
-void attend(const Tile& tile, const Piece& piece, const Part& part) {
-    const float* value_scale = nullptr;
-    if constexpr (sizeof(E) == 1) {
-        value_scale = tile.value_scale;
-        for (int b = 0; b * kLanes < piece.count; ++b)
-            store(tile.value_scale + b * kLanes,
-                  load(reinterpret_cast<const Half*>(piece.page[b] + piece.layout.scales) + kLanes));
-    }
-    score_piece<E>(tile, piece);
-    for (int i = 0; i < tile.rows; ++i) {
-        float* scores = tile.scores + static_cast<size_t>(i) * kScores;
-        const int seen = tile.limit[i] - piece.first;
-        if (seen > 0)
-            soften(scores, seen < kPiece ? seen : kPiece, piece.count, value_scale, part.peak[i], part.total[i]);
-        else
-            memset(scores, 0, static_cast<size_t>(piece.count) * sizeof(float));
-    }
-    memset(part.out, 0, static_cast<size_t>(tile.rows) * tile.stride * sizeof(float));
-    gather_piece<E>(tile, piece, part.out);
-}
 
 // Adds to `whole` what the piece at position `first` gave the rows that see it.
 void merge(const Tile& tile, const Part& whole, const Part& part, int first) {
@@ -346,7 +45,7 @@ struct Job {
 
 // How the work on one sequence is cut: tiles x G x spans.
 struct Cut {
-    int rows;   // query rows per KV head
+    int rows;  // query rows per KV head
     int tiles;
     int spans;  // work per tile and head: its pieces one by one, or 1 for all
 
@@ -357,7 +56,8 @@ struct Cut {
     }
     // Floats of one Part in scratch memory.
     size_t part(size_t stride) const {
-        return round_up(static_cast<size_t>(rows < kTileQueries ? rows : kTileQueries) * (stride + 2), kLanes);
+        return round_up(static_cast<size_t>(rows < kTileQueries ? rows : kTileQueries) * (stride + 2),
+                        kLanes);
     }
 };
 
@@ -402,7 +102,8 @@ void quantise_query(Tile& tile, int row) {
             tile.sum[row] += codes[i];
         }
         for (int i = 0; i < kLanes; i += 4)
-            tile.words[(static_cast<size_t>(row) * tile.stride + d + static_cast<size_t>(i)) / 4] = query_word(codes + i);
+            tile.words[(static_cast<size_t>(row) * tile.stride + d + static_cast<size_t>(i)) / 4] =
+                query_word(codes + i);
     }
 }
 
@@ -431,16 +132,18 @@ void store_tile(const Job& job, const Place& place, const Tile& tile, const Part
 }
 
 // Attention of a tile to piece `index` of its context; false where no row sees any of it.
-bool run_piece(const Job& job, const Place& place, const Tile& tile, int index, const Part& part) {
+bool run_piece(const Job& job, const Place& place, Tile& tile, int index, const Part& part) {
     const Cache& cache = *job.cache;
-    Piece piece{{}, page_of(cache.format, cache.dim), index * kPiece, tile.limit[tile.rows - 1] - index * kPiece};
+    Piece piece{
+        {}, page_of(cache.format, cache.dim), index * kPiece, tile.limit[tile.rows - 1] - index * kPiece};
     if (piece.count <= 0) return false;
     if (piece.count > kPiece) piece.count = kPiece;
     const int32_t* table = job.batch->block_tables +
                            static_cast<size_t>(place.sequence) * static_cast<size_t>(job.batch->width) +
                            index * kPieceBlocks;
     for (int b = 0; b * kLanes < piece.count; ++b)
-        piece.page[b] = pages_of(cache, job.layer, table[b]) + static_cast<size_t>(place.kv_head) * piece.layout.bytes;
+        piece.page[b] =
+            pages_of(cache, job.layer, table[b]) + static_cast<size_t>(place.kv_head) * piece.layout.bytes;
     if (cache.format == KVFormat::q8)
         attend<int8_t>(tile, piece, part);
     else if (cache.format == KVFormat::f16)
@@ -451,7 +154,7 @@ bool run_piece(const Job& job, const Place& place, const Tile& tile, int index, 
 }
 
 // All pieces one after another.
-void run_tile(const Job& job, const Place& place, const Tile& tile, float* memory, size_t size) {
+void run_tile(const Job& job, const Place& place, Tile& tile, float* memory, size_t size) {
     const Part whole = part_at(memory, tile), part = part_at(memory + size, tile);
     run_piece(job, place, tile, 0, whole);
     for (int i = 1; run_piece(job, place, tile, i, part); ++i) merge(tile, whole, part, i * kPiece);
@@ -459,8 +162,9 @@ void run_tile(const Job& job, const Place& place, const Tile& tile, float* memor
 }
 
 // One piece; whoever finishes the last one of a tile merges them all.
-void run_span(const Job& job, const Place& place, const Tile& tile, size_t size) {
-    run_piece(job, place, tile, place.span, part_at(place.parts + static_cast<size_t>(place.span) * size, tile));
+void run_span(const Job& job, const Place& place, Tile& tile, size_t size) {
+    run_piece(job, place, tile, place.span,
+              part_at(place.parts + static_cast<size_t>(place.span) * size, tile));
     if (__atomic_add_fetch(place.done, 1, __ATOMIC_ACQ_REL) < place.spans) return;
     const Part whole = part_at(place.parts, tile);
     for (int i = 1; i < place.spans; ++i)
@@ -511,7 +215,11 @@ Place place_of(const Job& job, int item, size_t stride, int32_t* counters, float
             continue;
         }
         const int tile = at / spans;
-        return {s, tile % kv_heads, (cut.tiles - 1 - tile / kv_heads) * kTileQueries, at % spans, spans,
+        return {s,
+                tile % kv_heads,
+                (cut.tiles - 1 - tile / kv_heads) * kTileQueries,
+                at % spans,
+                spans,
                 parts + before.floats + static_cast<size_t>(tile * spans) * cut.part(stride),
                 counters + before.counters + tile};
     }

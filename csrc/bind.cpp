@@ -341,8 +341,8 @@ NB_MODULE(_C, m) {
         .def(nb::init<In<uint8_t, 1>, const std::string&, int64_t, int64_t, int64_t>(), raw("buffer"),
              nb::arg("format"), nb::arg("experts"), nb::arg("rows"), nb::arg("columns"));
     nb::class_<KVCache>(m, "KVCache", "Paged keys and values of all layers.")
-        .def(nb::init<int64_t, int64_t, int64_t, int64_t, const std::string&>(), nb::arg("layers"), nb::arg("blocks"),
-             nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("format"))
+        .def(nb::init<int64_t, int64_t, int64_t, int64_t, const std::string&>(), nb::arg("layers"),
+             nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("format"))
         .def_prop_ro("kv_heads", [](const KVCache& c) { return c.cache.heads; })
         .def_prop_ro("head_dim", [](const KVCache& c) { return c.cache.dim; });
     nb::class_<Batch>(m, "Batch", "A checked copy of a batch's integer arrays.")

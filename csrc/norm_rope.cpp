@@ -78,7 +78,8 @@ Half quantise_head(const float* x, int dim, int8_t* codes) {
 void store_codes(const float* key, const float* value, int dim, const Slot& slot) {
     int8_t column[kMaxHeadDim];
     auto* keys = reinterpret_cast<int8_t*>(slot.page) + slot.offset * 4;
-    auto* values = reinterpret_cast<int8_t*>(slot.page + slot.layout.values) + slot.offset * slot.layout.columns;
+    auto* values =
+        reinterpret_cast<int8_t*>(slot.page + slot.layout.values) + slot.offset * slot.layout.columns;
     auto* scales = reinterpret_cast<Half*>(slot.page + slot.layout.scales) + slot.offset;
     scales[0] = quantise_head(key, dim, column);
     scales[kLanes] = quantise_head(value, dim, values);

@@ -180,12 +180,10 @@ struct QueryWord {
 struct KeyCodes {  // four positions each, widened
     __m256i v[4];
 };
+using Words = int32_t __attribute__((vector_size(32)));  // GCC copies sums that are held as __m256i
 struct KeyDot {  // two partial sums per position, four positions each
-    __m256i v[4];
-    DF_INLINE KeyDot zero() {
-        const __m256i none = _mm256_setzero_si256();
-        return {{none, none, none, none}};
-    }
+    Words v[4];
+    DF_INLINE KeyDot zero() { return {}; }
 };
 DF_INLINE QueryWord query_word(const int16_t* code) { return {{code[0], code[1], code[2], code[3]}}; }
 DF_INLINE KeyCodes load_keys(const int8_t* p) {
@@ -198,12 +196,15 @@ DF_INLINE KeyCodes load_keys(const int8_t* p) {
 DF_INLINE KeyDot dot(KeyDot s, const KeyCodes& k, const QueryWord& q) {
     const __m256i x = _mm256_set1_epi64x(bit_cast<int64_t>(q));
     DF_UNROLL
-    for (int i = 0; i < 4; ++i) s.v[i] = _mm256_add_epi32(s.v[i], _mm256_madd_epi16(k.v[i], x));
+    for (int i = 0; i < 4; ++i) s.v[i] += bit_cast<Words>(_mm256_madd_epi16(k.v[i], x));
     return s;
 }
+DF_INLINE __m256i sum_pairs(Words a, Words b) {  // of a, then of b
+    const __m256i mixed = _mm256_hadd_epi32(bit_cast<__m256i>(a), bit_cast<__m256i>(b));
+    return _mm256_permute4x64_epi64(mixed, 0xd8);
+}
 DF_INLINE Ints finish(const KeyDot& s, int32_t /*q_sum*/) {
-    return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(s.v[0], s.v[1]), 0xd8),
-            _mm256_permute4x64_epi64(_mm256_hadd_epi32(s.v[2], s.v[3]), 0xd8)};
+    return {sum_pairs(s.v[0], s.v[1]), sum_pairs(s.v[2], s.v[3])};
 }
 
 }  // namespace deepfast::DF_ISA

@@ -11,9 +11,9 @@
 
 namespace deepfast::DF_ISA {
 
-constexpr int kTileRows = 8;      // rows of activations in registers: 32 registers
-constexpr int kTilePanels = 2;    // panels of weights beside them
-constexpr int kStreamPanels = 4;  // panels at once when there is one row
+constexpr int kTileRows = 8;        // rows of activations in registers: 32 registers
+constexpr int kTilePanels = 2;      // panels of weights beside them
+constexpr int kStreamPanels = 4;    // panels at once when there is one row
 constexpr int kAttentionRows = 8;   // query rows that share a vector of keys or values: 24 of 32 registers
 constexpr int kAttentionTile = 24;  // accumulators: query rows x (blocks of keys or vectors of a value)
 constexpr int kAttentionChunk = 4;  // blocks of keys or values, as floats, that stay in the L1 cache
@@ -137,9 +137,14 @@ struct QueryWord {
 struct KeyCodes {  // plus 128, as unsigned bytes
     __m512i v;
 };
+#ifdef DEEPFAST_EMULATE_AVX512
+using Words = __m512i;
+#else
+using Words = int32_t __attribute__((vector_size(64)));  // GCC copies sums that are held as __m512i
+#endif
 struct KeyDot {
-    __m512i high, low;
-    DF_INLINE KeyDot zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+    Words high, low;
+    DF_INLINE KeyDot zero() { return {Words{}, Words{}}; }
 };
 DF_INLINE QueryWord query_word(const int16_t* code) {
     QueryWord q;
@@ -152,15 +157,18 @@ DF_INLINE QueryWord query_word(const int16_t* code) {
 DF_INLINE KeyCodes load_keys(const int8_t* p) {
     return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(-128)))};
 }
+DF_INLINE Words dot(Words s, const KeyCodes& k, const int8_t (&q)[4]) {
+    const __m512i words = _mm512_set1_epi32(bit_cast<int32_t>(q));
+    return bit_cast<Words>(_mm512_dpbusd_epi32(bit_cast<__m512i>(s), k.v, words));
+}
 DF_INLINE KeyDot dot(KeyDot s, const KeyCodes& k, const QueryWord& q) {
-    return {_mm512_dpbusd_epi32(s.high, k.v, _mm512_set1_epi32(bit_cast<int32_t>(q.high))),
-            _mm512_dpbusd_epi32(s.low, k.v, _mm512_set1_epi32(bit_cast<int32_t>(q.low)))};
+    return {dot(s.high, k, q.high), dot(s.low, k, q.low)};
 }
 // `q_sum` is the sum of the query's codes.
 DF_INLINE Ints finish(const KeyDot& s, int32_t q_sum) {
+    const __m512i high = _mm512_slli_epi32(bit_cast<__m512i>(s.high), 7), low = bit_cast<__m512i>(s.low);
     const auto offset = static_cast<int32_t>(static_cast<uint32_t>(q_sum) << 7);
-    return {_mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s.high, 7), s.low),
-                             _mm512_set1_epi32(offset))};
+    return {_mm512_sub_epi32(_mm512_add_epi32(high, low), _mm512_set1_epi32(offset))};
 }
 
 }  // namespace deepfast::DF_ISA
