@@ -100,6 +100,25 @@ Array linear(Core& core, const Array& x, const Matrix& w, const Array* bias) {
     return y;
 }
 
+Array mlp(Core& core, const Array& x, const Matrix& gate_up, const Array* gate_up_bias, const Matrix& down,
+          const Array* down_bias) {
+    const Packed &a = gate_up.packed, &b = down.packed;
+    x.expect(2, "x");
+    const int n = rows_of(x.shape(0));
+    same("experts", static_cast<size_t>(a.experts) * static_cast<size_t>(b.experts), 1);
+    same("columns of x", x.shape(1), static_cast<size_t>(a.columns));
+    same("rows of gate_up", static_cast<size_t>(a.rows), 2 * static_cast<size_t>(b.columns));
+    if (gate_up_bias) same("entries of the bias", gate_up_bias->size(), static_cast<size_t>(a.rows));
+    if (down_bias) same("entries of the bias", down_bias->size(), static_cast<size_t>(b.rows));
+    Array y(x.shape(0), static_cast<size_t>(b.rows));
+    if (n == 0) return y;
+    run(core, core.ops->mlp_scratch(a, b, n), [&](void* scratch) {
+        core.ops->mlp(core.pool, x.data(), n, a, gate_up_bias ? gate_up_bias->data() : nullptr, b,
+                      down_bias ? down_bias->data() : nullptr, y.data(), scratch);
+    });
+    return y;
+}
+
 Array moe(Core& core, const Array& x, const Array& router, const Matrix& gate_up, const Matrix& down,
           int64_t top_k, bool normalise) {
     const Packed &a = gate_up.packed, &b = down.packed;
@@ -147,16 +166,6 @@ std::pair<Array, Array> add_rms_norm(Core& core, const Array& x, const Array& mo
                            rows_of(x.shape(1)), total.data(), y.data());
     });
     return {std::move(total), std::move(y)};
-}
-
-Array swiglu(Core& core, const Array& gate_up) {
-    gate_up.expect(2, "gate_up");
-    if (gate_up.shape(1) % 2) fail("gate_up has an odd number of columns; expected as many of each");
-    Array y(gate_up.shape(0), gate_up.shape(1) / 2);
-    run(core, 0, [&](void*) {
-        core.ops->swiglu(core.pool, gate_up.data(), rows_of(y.shape(0)), rows_of(y.shape(1)), y.data());
-    });
-    return y;
 }
 
 void check_cache(const KVCache& cache, int64_t layer, const Batch& batch, size_t rows) {
@@ -349,11 +358,12 @@ NB_MODULE(_C, m) {
              raw("codes"), raw("scales"), raw("minimums").none())
         .def("embed", &embed, raw("ids"), nb::arg("table"), nb::arg("expert"))
         .def("linear", &linear, nb::arg("x"), nb::arg("w"), nb::arg("bias").none())
+        .def("mlp", &mlp, nb::arg("x"), nb::arg("gate_up"), nb::arg("gate_up_bias").none(), nb::arg("down"),
+             nb::arg("down_bias").none())
         .def("moe", &moe, nb::arg("x"), nb::arg("router"), nb::arg("gate_up"), nb::arg("down"),
              nb::arg("top_k"), nb::arg("normalise"))
         .def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"))
         .def("add_rms_norm", &add_rms_norm, nb::arg("x"), nb::arg("y"), nb::arg("weight"), nb::arg("eps"))
-        .def("swiglu", &swiglu, nb::arg("gate_up"))
         .def("store_kv", &store_kv, nb::arg("qkv"), nb::arg("q_norm").none(), nb::arg("k_norm").none(),
              nb::arg("rope"), nb::arg("eps"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"))
         .def("attention", &attention, nb::arg("q"), nb::arg("cache"), nb::arg("layer"), nb::arg("batch"))

@@ -13,10 +13,11 @@ PackCodesOp pack_codes;
 EmbedOp embed;
 LinearScratchOp linear_scratch;
 LinearOp linear;
+MlpScratchOp mlp_scratch;
+MlpOp mlp;
 MoeScratchOp moe_scratch;
 MoeOp moe;
 RmsNormOp rms_norm;
-SwigluOp swiglu;
 StoreKvOp store_kv;
 AttentionScratchOp attention_scratch;
 AttentionOp attention;
@@ -65,6 +66,8 @@ void multiply(const Product& product, int first, int last);
 // Panels per chunk, so that `threads` get several chunks each and tiles stay whole.
 int panels_per_chunk(int panels, int threads);
 
+// y [N, F] = silu(gate) * up for gate_up [N, 2F], gate first.
+void swiglu(Pool& pool, const float* gate_up, int n, int f, float* y);
 void swiglu_row(const float* gate, const float* up, int f, float* y);
 
 }  // namespace deepfast::DF_ISA

@@ -84,6 +84,11 @@ using LinearScratchOp = size_t(const Packed& w, int n);
 using LinearOp = void(Pool&, const float* x /*[N, K]*/, int n, const Packed& w /*[M, K]*/,
                       const float* bias /*[M] or null*/, float* y /*[N, M]*/, void* scratch);
 
+using MlpScratchOp = size_t(const Packed& gate_up, const Packed& down, int n);
+using MlpOp = void(Pool&, const float* x /*[N, D]*/, int n, const Packed& gate_up /*[2F, D], gate first*/,
+                   const float* gate_up_bias /*[2F] or null*/, const Packed& down /*[D, F]*/,
+                   const float* down_bias /*[D] or null*/, float* y /*[N, D]*/, void* scratch);
+
 using MoeScratchOp = size_t(const Packed& gate_up, const Packed& down, int n, int top_k);
 using MoeOp = void(Pool&, const float* x /*[N, D]*/, const float* router /*[N, E] logits*/, int n,
                    const Packed& gate_up /*[E, 2F, D]*/, const Packed& down /*[E, D, F]*/, int top_k,
@@ -93,7 +98,6 @@ using MoeOp = void(Pool&, const float* x /*[N, D]*/, const float* router /*[N, E
 using RmsNormOp = void(Pool&, const float* x /*[N, D]*/, const float* more /*[N, D] or null*/,
                        const float* weight /*[D]*/, float eps, int n, int d, float* total /*[N, D] or null*/,
                        float* y /*[N, D]*/);
-using SwigluOp = void(Pool&, const float* gate_up /*[N, 2F], gate first*/, int n, int f, float* y /*[N, F]*/);
 
 using StoreKvOp = void(Pool&, const float* qkv /*[N, (H + 2G) C]*/, int heads,
                        const float* q_norm /*[C] or null*/, const float* k_norm /*[C] or null*/, float eps,
@@ -116,10 +120,11 @@ struct Ops {
     EmbedOp* embed;
     LinearScratchOp* linear_scratch;
     LinearOp* linear;
+    MlpScratchOp* mlp_scratch;
+    MlpOp* mlp;
     MoeScratchOp* moe_scratch;
     MoeOp* moe;
     RmsNormOp* rms_norm;
-    SwigluOp* swiglu;
     StoreKvOp* store_kv;
     AttentionScratchOp* attention_scratch;
     AttentionOp* attention;

@@ -7,8 +7,8 @@
 namespace deepfast::DF_ISA {
 
 extern const Ops ops;
-const Ops ops = {DF_TEXT(DF_ISA), pack, pack_codes, embed,  linear_scratch, linear,
-                 moe_scratch,     moe,  rms_norm,   swiglu, store_kv,       attention_scratch,
-                 attention,       probe_dots, probe_read};
+const Ops ops = {DF_TEXT(DF_ISA), pack,     pack_codes,        embed,     linear_scratch, linear,
+                 mlp_scratch,     mlp,      moe_scratch,       moe,       rms_norm,       store_kv,
+                 attention_scratch, attention, probe_dots, probe_read};
 
 }  // namespace deepfast::DF_ISA

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_support import ISAS, assert_close, assert_near, backend_of, in_numpy, numbers
+from kernel_support import ISAS, NumpyBackend, assert_close, assert_near, backend_of, in_numpy, numbers
 
 from deepfast import _C
 from deepfast.backend.base import Batch, FloatArray
@@ -151,11 +151,25 @@ class TestRows:
         x, weight = numbers(*shape, scale=3), numbers(shape[1], seed=1)
         assert_close(cpu.rms_norm(x, weight, 1e-6), REFERENCE.rms_norm(x, weight, 1e-6), 1e-6)
 
-    @pytest.mark.parametrize("shape", [(1, 6), (3, 64), (40, 78)])
-    def test_swiglu(self, cpu: CpuBackend, shape: tuple[int, int]) -> None:
-        x = numbers(*shape, scale=8)
-        x[0, 0] = -200.0
-        assert_close(cpu.swiglu(x), REFERENCE.swiglu(x), 1e-6)
+    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("biased", [False, True])
+    @pytest.mark.parametrize(("rows", "d", "f"), [(1, 32, 6), (3, 48, 64), (40, 20, 78)])
+    def test_mlp(
+        self, cpu: CpuBackend, format: WeightFormat, biased: bool, rows: int, d: int, f: int
+    ) -> None:
+        up = [ArrayMatrix(numbers(f, d, seed=i, scale=2)) for i in (0, 1)]
+        x, down = numbers(rows, d, seed=2, scale=4), ArrayMatrix(numbers(d, f, seed=3))  # gates far from 0
+        biases = (numbers(2 * f, seed=4), numbers(d, seed=5)) if biased else (None, None)
+        backends: list[Any] = [cpu, REFERENCE]
+        got, wanted = (
+            b.mlp(x, b.pack(up, format), biases[0], b.pack([down], format), biases[1]) for b in backends
+        )
+        if format in ("f32", "bf16"):
+            assert_close(got, wanted, 2e-5)
+        else:
+            assert_near(got, wanted, 0.03)
+        alone = cpu.mlp(x[-1:], cpu.pack(up, format), biases[0], cpu.pack([down], format), biases[1])
+        assert np.array_equal(alone[0], got[-1])
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 1024), (3, 48), (70, 33)])
     def test_add_rms_norm(self, cpu: CpuBackend, shape: tuple[int, int]) -> None:
@@ -261,7 +275,7 @@ class TestAttention:
             (1, [1, 499, 10, 3, 1, 586]),
             (5, [470] + [1] * 60 + [70, 485, 7, 8]),
         ):
-            backend = CpuBackend(threads, cpu.isa)
+            backend = NumpyBackend(CpuBackend(threads, cpu.isa))
             cache, at, rows = backend.new_cache(1, 70, groups, dim, format), 0, []
             for size in sizes:
                 other = ([1] * 3, 0, [69])

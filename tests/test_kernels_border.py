@@ -168,6 +168,7 @@ def bad_arrays(cpu: CpuBackend) -> dict[str, Any]:
     """Calls with arrays or sizes that must be refused at the border, by what is wrong with them."""
     core, x = cpu._core, numbers(2, 32)
     w = cpu.pack([ArrayMatrix(numbers(16, 32))], "q8")
+    wide, square = (cpu.pack([ArrayMatrix(numbers(m, 32))], "q8") for m in (64, 32))
     y, none, i32 = np.empty((2, 16), np.float32), cast(Any, None), np.int32
     return {
         "float64 input": lambda: core.linear(x.astype(np.float64), w.native, none),
@@ -185,7 +186,9 @@ def bad_arrays(cpu: CpuBackend) -> dict[str, Any]:
         "id below zero": lambda: cpu.embed(np.array([-1], i32), w),
         "id beyond the table": lambda: cpu.embed(np.array([16], i32), w),
         "norm too short": lambda: cpu.rms_norm(x, numbers(31), 1e-6),
-        "odd swiglu": lambda: cpu.swiglu(numbers(2, 33)),
+        "odd gate_up": lambda: core.mlp(x, w.native, none, w.native, none),
+        "mlp bias too short": lambda: cpu.mlp(x, wide, numbers(63), square, none),
+        "mlp of narrow rows": lambda: cpu.mlp(numbers(2, 31), wide, none, square, none),
         "buffer too small": lambda: _C.Matrix(aligned_empty(64), "q4", 1, 16, 32),
         "buffer not aligned": lambda: _C.Matrix(aligned_empty(577)[1:], "q8", 1, 16, 32),
         "unknown format": lambda: _C.packed_bytes("q3", 1, 16, 32),

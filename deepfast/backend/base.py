@@ -7,8 +7,9 @@ Does not know: requests, text, phases, files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,23 +47,27 @@ class Batch:
         """From plain lists: per sequence (new token ids, positions computed before, block ids), and of how
         many of its last rows the logits are wanted."""
         assert all(0 <= n <= len(ids) for (ids, _, _), n in zip(chunks, outputs, strict=True))
-        counts = [len(ids) for ids, _, _ in chunks]
-        starts = np.zeros(len(chunks) + 1, np.int32)
-        np.cumsum(counts, out=starts[1:])
-        tables = np.zeros((len(chunks), max(len(blocks) for _, _, blocks in chunks)), np.int32)
-        for row, (_, _, blocks) in zip(tables, chunks, strict=True):
-            row[: len(blocks)] = blocks
+        starts = [0, *accumulate(len(ids) for ids, _, _ in chunks)]
+        ends = [computed + len(ids) for ids, computed, _ in chunks]
+        width = max(len(blocks) for _, _, blocks in chunks)
+        rows = [range(end - n, end) for end, n in zip(starts[1:], outputs, strict=True)]
         return cls(
-            token_ids=np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in chunks]),
-            positions=np.concatenate([np.arange(c, c + len(ids), dtype=np.int32) for ids, c, _ in chunks]),
-            starts=starts,
-            context_lens=np.asarray([computed + len(ids) for ids, computed, _ in chunks], np.int32),
-            block_tables=tables,
-            output_rows=np.asarray(
-                [row for end, n in zip(starts[1:], outputs, strict=True) for row in range(end - n, end)],
-                np.int32,
+            token_ids=_ints(chain.from_iterable(ids for ids, _, _ in chunks)),
+            positions=_ints(
+                chain.from_iterable(range(chunk[1], end) for chunk, end in zip(chunks, ends, strict=True))
             ),
+            starts=_ints(starts),
+            context_lens=_ints(ends),
+            block_tables=np.array(
+                [[*blocks, *repeat(0, width - len(blocks))] for _, _, blocks in chunks], np.int32
+            ),
+            output_rows=_ints(chain.from_iterable(rows)),
         )
+
+
+def _ints(numbers: Iterable[int]) -> IntArray:
+    """[n] of plain numbers."""
+    return np.array(list(numbers), np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +169,10 @@ class Backend(Protocol):
         """Causal attention of the new rows over their sequence's whole context, [N, H C] -> [N, H C]."""
         ...
 
-    def swiglu(self, gate_up: Array) -> Array:
-        """[N, 2F] (gate first) -> silu(gate) * up [N, F]"""
+    def mlp(
+        self, x: Array, gate_up: Weight, gate_up_bias: Array | None, down: Weight, down_bias: Array | None
+    ) -> Array:
+        """[N, D], [2F, D] (gate first), [2F], [D, F], [D] -> down(silu(gate x) * up x) [N, D]"""
         ...
 
     def moe(

@@ -235,9 +235,16 @@ class CpuBackend:
         """[N, H C] -> [N, H C]"""
         return self._core.attention(q, cache, layer, self._native(batch))
 
-    def swiglu(self, gate_up: _C.Array) -> _C.Array:
-        """[N, 2F] -> silu(gate) * up [N, F]"""
-        return self._core.swiglu(gate_up)
+    def mlp(
+        self,
+        x: _C.Array,
+        gate_up: Weight,
+        gate_up_bias: _C.Array | None,
+        down: Weight,
+        down_bias: _C.Array | None,
+    ) -> _C.Array:
+        """[N, D], [2F, D], [2F], [D, F], [D] -> [N, D]"""
+        return self._core.mlp(x, gate_up.native, gate_up_bias, down.native, down_bias)
 
     def moe(
         self, x: _C.Array, router: _C.Array, gate_up: Weight, down: Weight, top_k: int, normalise: bool

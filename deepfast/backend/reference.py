@@ -61,6 +61,12 @@ def _normalise(x: npt.NDArray[Any], weight: FloatArray, eps: float) -> FloatArra
     return np.asarray(wide * scale * weight, np.float32)
 
 
+def _swiglu(gate_up: FloatArray) -> FloatArray:
+    """[N, 2F] -> silu(gate) * up [N, F]"""
+    gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
+    return np.asarray(gate * 0.5 * (1.0 + np.tanh(gate * 0.5)) * up, np.float32)
+
+
 def _rotate(x: FloatArray, table: FloatArray) -> FloatArray:
     """Half-rotation RoPE: [N, heads, C] with [N, 2, C / 2] -> [N, heads, C]"""
     cos, sin = table[:, None, 0, :], table[:, None, 1, :]  # [N, 1, C / 2]
@@ -172,10 +178,16 @@ class ReferenceBackend:
             out[rows] = np.einsum("ngrt,tgc->ngrc", _softmax(scores), v).reshape(-1, q.shape[1])
         return out
 
-    def swiglu(self, gate_up: FloatArray) -> FloatArray:
-        """[N, 2F] -> silu(gate) * up [N, F]"""
-        gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
-        return (gate * 0.5 * (1.0 + np.tanh(gate * 0.5)) * up).astype(np.float32)
+    def mlp(
+        self,
+        x: FloatArray,
+        gate_up: ReferenceWeight,
+        gate_up_bias: FloatArray | None,
+        down: ReferenceWeight,
+        down_bias: FloatArray | None,
+    ) -> FloatArray:
+        """[N, D], [2F, D], [2F], [D, F], [D] -> [N, D]"""
+        return self.linear(_swiglu(self.linear(x, gate_up, gate_up_bias)), down, down_bias)
 
     def moe(
         self,
@@ -195,7 +207,7 @@ class ReferenceBackend:
         out = np.zeros(x.shape, np.float64)
         for expert in np.unique(chosen):
             rows, slots = np.nonzero(chosen == expert)
-            inner = self.swiglu(_matmul(x[rows], gate_up.values[expert]))  # [n, F]
+            inner = _swiglu(_matmul(x[rows], gate_up.values[expert]))  # [n, F]
             out[rows] += weights[rows, slots, None] * _matmul(inner, down.values[expert])
         return out.astype(np.float32)
 

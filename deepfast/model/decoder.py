@@ -108,8 +108,7 @@ class Decoder:
         if isinstance(mlp, Experts):
             router = b.linear(x, mlp.router)  # [N, E]
             return b.moe(x, router, mlp.gate_up, mlp.down, c.num_experts_per_token, c.norm_topk_prob)
-        inner = b.swiglu(b.linear(x, mlp.gate_up, mlp.gate_up_bias))  # [N, F]
-        return b.linear(inner, mlp.down, mlp.down_bias)
+        return b.mlp(x, mlp.gate_up, mlp.gate_up_bias, mlp.down, mlp.down_bias)
 
     def _rope_for(self, positions: int) -> Array:
         """The rotary table, grown to hold at least `positions`."""
