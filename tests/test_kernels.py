@@ -201,7 +201,8 @@ def run_attention(
 class TestAttention:
     @pytest.mark.parametrize("format", ["f32", "f16", "q8"])
     @pytest.mark.parametrize(
-        "lengths", [[(0, 1)], [(15, 1), (16, 1)], [(0, 40)], [(130, 3), (0, 70), (63, 1)], [(1200, 1), (511, 9)]]
+        "lengths",
+        [[(0, 1)], [(15, 1), (16, 1)], [(0, 40)], [(130, 3), (0, 70), (63, 1)], [(1200, 1), (511, 9)]],
     )
     @pytest.mark.parametrize(("heads", "groups", "dim"), [(2, 2, 16), (4, 2, 64), (10, 2, 128), (8, 1, 36)])
     def test_matches_reference(
@@ -231,12 +232,16 @@ class TestAttention:
             qkv = numbers(600, 8 * dim)
             qkv[:, 4 * dim + 3] *= 10  # one channel of the keys far beyond the others
             qkv[5], qkv[6] = 0.0, 1e-7
-            q = backend.store_kv(qkv, None, backend.rope_table([0.0] * (dim // 2), 1.0, 600), 1e-6, cache, 0, batch)
+            q = backend.store_kv(
+                qkv, None, backend.rope_table([0.0] * (dim // 2), 1.0, 600), 1e-6, cache, 0, batch
+            )
             results.append(backend.attention(q, cache, 0, batch))
         assert_close(*results, 2e-4)
 
     @pytest.mark.parametrize("format", ["f32", "f16", "q8"])
-    def test_a_row_does_not_depend_on_chunks_neighbours_or_threads(self, cpu: CpuBackend, format: Any) -> None:
+    def test_a_row_does_not_depend_on_chunks_neighbours_or_threads(
+        self, cpu: CpuBackend, format: Any
+    ) -> None:
         heads, groups, dim, total = 4, 2, 32, 1100
         qkv = numbers(total, (heads + 2 * groups) * dim)
         rope = cpu.rope_table(list(1e4 ** -(np.arange(0, dim, 2) / dim)), 1.0, total)
