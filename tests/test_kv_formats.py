@@ -1,7 +1,7 @@
 """The number formats of the KV cache: what each costs in bytes, and the error it causes beside float32.
 
-In: keys and values as models have them (random, sharp, with channels far beyond the others), the bundled model.
-Out: errors within the bounds stated here. That kernels hold what the formats say is in test_kernels.py.
+In: keys and values as models have them (random, sharp, some channels far beyond the others), the bundled
+model. Out: errors within the bounds stated here. That kernels hold what the formats say: test_kernels.py.
 Does not know: weight formats, speed.
 """
 
@@ -42,7 +42,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
 
 
 def projections(kind: str, positions: int) -> FloatArray:
-    """Queries, keys and values [N, (H + 2 G) C]. outliers: two channels of every key are 20 times the others."""
+    """Queries, keys and values [N, (H + 2 G) C]; with outliers two channels of every key are far off."""
     x = numbers(positions, HEADS + 2 * GROUPS, DIM)
     if kind == "sharp":
         x[:, :HEADS] *= 4
@@ -77,20 +77,20 @@ def test_error_of_logits(backend: Any) -> None:
     thought = greedy(decoder, ids, 90)
     exact = prompt_logits(decoder, ids + thought)
     for kv, (median, worst) in LOGITS_ERROR.items():
-        errors = row_errors(prompt_logits(decoder, ids + thought, kv=kv), exact)  # type: ignore[arg-type]
+        errors = row_errors(prompt_logits(decoder, ids + thought, kv=kv), exact)
         assert np.median(errors) < median and errors.max() < worst
-        assert greedy(decoder, ids, 90, kv=kv) == thought  # type: ignore[arg-type]
+        assert greedy(decoder, ids, 90, kv=kv) == thought
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the native module has not been built")
 @pytest.mark.parametrize("dim", [2, 36, 38, 128])
 def test_bytes_are_those_that_are_taken(dim: int) -> None:
     for kv, expected in (("f32", 8 * dim), ("f16", 4 * dim), ("q8", 2 * (dim + -dim % 4 + 2))):
-        assert kv_head_bytes(dim, kv) == expected  # type: ignore[arg-type]
-        cache = make_backend("cpu").new_cache(3, 5, 2, dim, kv)  # type: ignore[arg-type]
-        assert cache.bytes == 3 * 5 * 2 * BLOCK_SIZE * expected  # type: ignore[attr-defined]
+        assert kv_head_bytes(dim, kv) == expected
+        cache = make_backend("cpu").new_cache(3, 5, 2, dim, kv)
+        assert cache.bytes == 3 * 5 * 2 * BLOCK_SIZE * expected
 
 
 def test_an_unknown_format_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="kv='q4' is unknown. Use f32 or f16 or q8"):
-        EngineConfig(kv="q4")._check()  # type: ignore[arg-type]
+        EngineConfig(kv="q4")._check()
