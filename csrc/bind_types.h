@@ -7,6 +7,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -76,6 +80,7 @@ class Buffer {
     Buffer(size_t bytes, bool zeroed)
         : raw_(zeroed ? std::calloc(1, bytes + 64) : std::malloc(bytes + 64)), bytes_(bytes) {
         if (!raw_) throw std::bad_alloc();
+        if (zeroed) use_huge_pages();
     }
     Buffer(Buffer&& o) noexcept : raw_(std::exchange(o.raw_, nullptr)), bytes_(o.bytes_) {}
     Buffer& operator=(Buffer&& o) noexcept {
@@ -91,6 +96,15 @@ class Buffer {
     size_t size() const { return raw_ ? bytes_ : 0; }
 
   private:
+    // A kilobyte here and one there: with pages of 4 KiB each would need its own entry of the TLB.
+    void use_huge_pages() {
+#ifdef __linux__
+        const uintptr_t page = uintptr_t{1} << 21, at = reinterpret_cast<uintptr_t>(raw_);
+        const uintptr_t first = round_up(at, page), last = (at + bytes_) / page * page;
+        if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+    }
+
     void* raw_ = nullptr;
     size_t bytes_ = 0;
 };

@@ -159,7 +159,7 @@ def draft_logits(decoder: Decoder, cache, sequences: list[Drafted], random) -> l
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the native module has not been built")
-@pytest.mark.parametrize("kv", ["f32", "f16"])
+@pytest.mark.parametrize("kv", ["f32", "f16", "q8"])
 @pytest.mark.parametrize("format", ["f32", "bf16", "q8", "q4"])
 @pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM"])
 def test_drafts_leave_no_trace(tmp_path: Path, architecture: str, format: str, kv: str):

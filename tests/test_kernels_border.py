@@ -198,6 +198,7 @@ def bad_arrays(cpu: CpuBackend) -> dict[str, Any]:
         "no such expert": lambda: core.pack(w.native, w.buffer, 1, 0, numbers(16, 32)),
         "another buffer": lambda: core.pack(w.native, aligned_empty(w.buffer.size), 0, 0, numbers(16, 32)),
         "odd head_dim": lambda: cpu.new_cache(1, 1, 1, 15, "f16"),
+        "unknown KV format": lambda: _C.KVCache(1, 1, 1, 16, "q4"),
         "no blocks": lambda: cpu.new_cache(1, 0, 1, 16, "f16"),
         "top_k beyond experts": lambda: cpu.moe(x, numbers(2, 1), w, w, 2, True),
         "num_valid beyond V": lambda: cpu.sample(y, [sample_args()] * 2, 17),
