@@ -1,7 +1,7 @@
 """What Python adds to a step of the engine: `python benchmarks/overhead.py --model-dir DIR`.
 
 In: a checkpoint (bfloat16; packed as --quantize says). Out: for one sequence that generates token by token,
-medians over all steps: the time of a step, and what of it was spent outside the native core (which itself says
+medians over all steps: the time of a step, and what of it was spent outside the native core (which says
 how long it was inside), part by part. Then, from another run, the time of each native op; it carries a clock
 around every call, so the sum is a little more. Does not know: whether a kernel could be faster.
 """
