@@ -1,8 +1,8 @@
 """What Python adds to a step of the engine: `python benchmarks/overhead.py --model-dir DIR`.
 
 In: a checkpoint (bfloat16; packed as --quantize says). Out: for one sequence that generates token by token,
-medians over all steps: the time of a step, and what of it was spent outside the native core (which says itself
-how long it was inside), part by part. Then, from other runs, the time of each native op; these carry a clock
+medians over all steps: the time of a step, and what of it was spent outside the native core (which says how
+long it was inside), part by part. Then, from other runs, the time of each native op; these carry a clock
 around every call, so their sum is a little more. Does not know: whether a kernel could be faster.
 """
 

@@ -12,6 +12,7 @@ from pathlib import Path
 GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
+
 def available_cpus(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
     """Processors that this process may use: its affinity, limited by the quotas of its control groups, which
     round to the nearest (half of a processor more is worth a thread), but never to none."""
