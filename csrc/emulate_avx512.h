@@ -133,9 +133,6 @@ DF_INLINE __m512i _mm512_cvtps_epi32(__m512 x) {  // nearest, ties to even; 0x80
         return fits ? static_cast<uint32_t>(static_cast<int32_t>(rintf(x.v[i]))) : 0x80000000u;
     });
 }
-struct __m128i {
-    int8_t v[16];
-};
 DF_INLINE __m128i _mm512_cvtepi32_epi8(__m512i x) {
     return emulate<__m128i>([&](int i) { return static_cast<int8_t>(static_cast<uint8_t>(x.v[i])); });
 }

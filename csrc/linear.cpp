@@ -16,6 +16,7 @@ constexpr int kBlockRows = 64;                   // rows whose sums stay in the 
 constexpr int kBlockGroups = 16;                 // groups whose unpacked codes stay there too
 constexpr int kDirectRows = 4 * kTileRows;       // up to so many it does not pay to unpack
 constexpr int kReusedRows = 256;                 // rows whose inputs stay in the second cache
+constexpr size_t kAhead = 2048;                  // bytes from what is used to what is asked for meanwhile
 
 // What the dot products of a format start from, by the sum of a group's inputs; q4_min needs that sum itself.
 int32_t offset_of(Format format, int32_t sum) {
@@ -73,6 +74,7 @@ struct Matrix {
 template <int P>
 struct PackedCodes {
     using Dot = NibbleDot;
+    static constexpr size_t kBytes = kGroupBytes / 2;  // of a group in a panel
     const uint8_t* panels[P];
 
     // Adds the products of group g to sums[t][c], exactly.
@@ -98,6 +100,7 @@ struct PackedCodes {
 template <class D, int P>
 struct ByteCodes {
     using Dot = D;
+    static constexpr size_t kBytes = kGroupBytes;
     const uint8_t* panels[P];
     size_t first;
 
@@ -119,8 +122,22 @@ struct ByteCodes {
     }
 };
 
-// acc[t][c] += scaled products of groups [first, last), group after group.
-template <bool kMinimums, class Codes, int T, int P>
+// Asks for the codes and scales that lie kAhead bytes behind those of group g. Panels lie one behind the other:
+// this runs on into the next one, where the hardware's own prefetching would start anew.
+template <int P, class Codes>
+DF_INLINE void fetch_ahead(const Matrix& m, size_t p, const Codes& codes, size_t g) {
+    DF_UNROLL
+    for (int c = 0; c < P; ++c) {
+        DF_UNROLL
+        for (size_t b = 0; b < Codes::kBytes; b += 64)
+            prefetch(codes.panels[c] + g * Codes::kBytes + kAhead + b);
+        prefetch(m.scales + ((p + static_cast<size_t>(c)) * m.groups + g) * kLanes + kAhead / 8);
+    }
+}
+
+// acc[t][c] += scaled products of groups [first, last), group after group. kStream: of weights that are read
+// from memory and used once.
+template <bool kMinimums, bool kStream, class Codes, int T, int P>
 DF_INLINE void add_groups(const Matrix& m, size_t p, const Codes& codes, const QuantisedRows<T>& x,
                           Span groups, Floats (&acc)[T][P]) {
     using Dot = typename Codes::Dot;
@@ -129,6 +146,7 @@ DF_INLINE void add_groups(const Matrix& m, size_t p, const Codes& codes, const Q
         DF_UNROLL
         for (int t = 0; t < T; ++t)
             for (int c = 0; c < P; ++c) sums[t][c] = Dot::start(kMinimums ? 0 : x.offsets[t][g]);
+        if (kStream) fetch_ahead<P>(m, p, codes, g);
         Codes::template add<T>(codes, g, x, sums);
         DF_UNROLL
         for (int c = 0; c < P; ++c) {
@@ -197,7 +215,7 @@ DF_INLINE void tile(const Product& job, const Matrix& m, int p, int n) {
         Codes codes{};
         for (int c = 0; c < P; ++c) codes.panels[c] = m.data + (at + static_cast<size_t>(c)) * m.panel;
         const QuantisedRows<T> x(*job.inputs, rows, m.groups);
-        add_groups<kFormat == Format::q4_min>(m, at, codes, x, {0, static_cast<int>(m.groups)}, acc);
+        add_groups<kFormat == Format::q4_min, true>(m, at, codes, x, {0, static_cast<int>(m.groups)}, acc);
     }
     for (int c = 0; c < P; ++c)
         for (int t = 0; t < T; ++t) store_outputs(job, p + c, n + t, acc[t][c]);
@@ -245,7 +263,7 @@ void add_tiles(const Product& job, const Matrix& m, size_t p, int n, int i, int 
         DF_UNROLL
         for (int t = 0; t < T; ++t)
             for (int c = 0; c < P; ++c) acc[t][c] = load(block.acc[i + t][c]);
-        add_groups<kFormat == Format::q4_min>(m, p, codes, x, groups, acc);
+        add_groups<kFormat == Format::q4_min, false>(m, p, codes, x, groups, acc);
         DF_UNROLL
         for (int t = 0; t < T; ++t)
             for (int c = 0; c < P; ++c) store(block.acc[i + t][c], acc[t][c]);
@@ -297,7 +315,9 @@ void multiply_format(const Product& job, int first, int last) {
                    job.w.columns};
     if (job.n == 1) {
         int p = first;
-        for (; p + kStreamPanels <= last; p += kStreamPanels) tile<kFormat, 1, kStreamPanels>(job, m, p, 0);
+        constexpr bool kNibbles = kFormat == Format::q4 || kFormat == Format::q4_min;
+        constexpr int kPanels = kNibbles ? kNibblePanels : kStreamPanels;
+        for (; p + kPanels <= last; p += kPanels) tile<kFormat, 1, kPanels>(job, m, p, 0);
         for (; p < last; ++p) tile<kFormat, 1, 1>(job, m, p, 0);
         return;
     }

@@ -8,7 +8,8 @@ namespace deepfast::DF_ISA {
 
 constexpr int kTileRows = 4;  // rows of activations in registers: 16 registers
 constexpr int kTilePanels = 1;
-constexpr int kStreamPanels = 2;
+constexpr int kStreamPanels = 2;  // panels at once when there is one row
+constexpr int kNibblePanels = 1;  // in q4: one stream from end to end
 constexpr int kAttentionRows = 6;   // query rows that share a vector of keys or values: 12 of 16 registers
 constexpr int kAttentionTile = 6;   // accumulators: query rows x (blocks of keys or vectors of a value)
 constexpr int kAttentionChunk = 2;  // blocks of keys or values, as floats, that stay in the L1 cache

@@ -14,6 +14,7 @@ namespace deepfast::DF_ISA {
 constexpr int kTileRows = 8;        // rows of activations in registers: 32 registers
 constexpr int kTilePanels = 2;      // panels of weights beside them
 constexpr int kStreamPanels = 4;    // panels at once when there is one row
+constexpr int kNibblePanels = 4;  // in q4
 constexpr int kAttentionRows = 8;   // query rows that share a vector of keys or values: 24 of 32 registers
 constexpr int kAttentionTile = 24;  // accumulators: query rows x (blocks of keys or vectors of a value)
 constexpr int kAttentionChunk = 4;  // blocks of keys or values, as floats, that stay in the L1 cache

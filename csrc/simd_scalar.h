@@ -7,6 +7,7 @@ namespace deepfast::DF_ISA {
 constexpr int kTileRows = 2;
 constexpr int kTilePanels = 1;
 constexpr int kStreamPanels = 1;
+constexpr int kNibblePanels = 1;
 constexpr int kAttentionRows = 2;   // query rows that share a vector of keys or values
 constexpr int kAttentionTile = 2;   // query rows x (blocks of keys or vectors of a value)
 constexpr int kAttentionChunk = 2;  // blocks of keys or values, as floats, that stay in the L1 cache
