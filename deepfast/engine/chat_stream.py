@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -70,8 +71,15 @@ class ChatStream(Request):
 
     def __init__(self, engine: Engine, owner: object, encode_hint: Callable[[str], list[int]]) -> None:
         super().__init__(engine, owner, encode_hint)
-        self._deltas: queue.SimpleQueue[Delta | None] = queue.SimpleQueue()
-        self.emit: Emit = self._deltas.put
+        self._deltas = deltas = queue.SimpleQueue[Delta | None]()
+        self._finished = finished = threading.Event()
+
+        def emit(delta: Delta | None) -> None:  # knows no self: the engine must not keep a stream alive
+            deltas.put(delta)
+            if delta is None:
+                finished.set()
+
+        self.emit: Emit = emit
 
     def __iter__(self) -> ChatStream:
         """Deltas, as they come."""
@@ -88,6 +96,8 @@ class ChatStream(Request):
 
     def result(self) -> Completion:
         """Wait for the end and return the whole."""
+        if not self._ended:
+            self._finished.wait()  # not for each Delta: waking up takes a processor from the engine
         for _ in self:
             pass
         return self.completion
