@@ -141,7 +141,7 @@ def resident() -> str:
 def measure(path: Path, threads: int | None) -> None:
     """Runs in a process of its own."""
     from deepfast import LLM, EngineConfig, SamplingParams
-    from deepfast.backend.machine import read_bandwidth
+    from deepfast.backend.probe import read_bandwidth
 
     config = EngineConfig(
         max_context=4096, max_kv_tokens=4096, speculation=False, prefix_cache=False, threads=threads
@@ -171,7 +171,7 @@ def measure(path: Path, threads: int | None) -> None:
         speeds = [speed(run(16, NEW)) for _ in range(RUNS)]
         print(f"generation    {statistics.median(speeds):8.2f} tokens/s   {_samples(speeds)}")
         backend = CpuBackend(threads)
-        size, bandwidth = active_bytes(llm.config, backend), read_bandwidth(backend.threads)
+        size, bandwidth = active_bytes(llm.config, backend), read_bandwidth(backend)
         share = statistics.median(speeds) * size / bandwidth
         print(f"bytes a token {size / 1e9:8.2f} GB of weights; {share:.0%} of {bandwidth / 1e9:.1f} GB/s")
         print(f"memory        {resident()}")
