@@ -55,7 +55,7 @@ def rounds(contexts: dict[Any, Context], count: int) -> tuple[dict[Any, list[flo
     """The seconds of every context in every round, and the share of the machine that others used."""
     for context in contexts.values():
         context.run()
-    wait_for_quiet(20)
+    wait_for_quiet(60)
     clock = Clock()
     times: dict[Any, list[float]] = {key: [] for key in contexts}
     for _ in range(count):
@@ -70,8 +70,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kv", nargs="+", choices=get_args(KVFormat), default=["f16", "q8"])
-    parser.add_argument("--depths", nargs="+", type=int, default=[1024, 4096, 16384])
-    parser.add_argument("--chunk-depths", nargs="+", type=int, default=[0, 512, 3584])
+    parser.add_argument("--depths", nargs="*", type=int, default=[1024, 4096, 16384])
+    parser.add_argument("--chunk-depths", nargs="*", type=int, default=[0, 512, 3584])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()

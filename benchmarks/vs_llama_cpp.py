@@ -30,7 +30,7 @@ from ratios import MEASURES, OURS, THEIRS, Samples, best, engine_of, fractions, 
 
 from deepfast.backend.machine import available_cpus, free_memory
 from deepfast.cli.bench import products_per_token, weight_bytes_read
-from deepfast.config import ENV_ISA, KV_BYTES, EngineConfig, ModelConfig, kv_bytes_per_token
+from deepfast.config import ENV_ISA, EngineConfig, ModelConfig, kv_bytes_per_token
 
 HERE = Path(__file__).resolve().parent
 QUICK_S = 240.0  # no round begins later than this after the start of --quick,
@@ -74,7 +74,7 @@ def settings_of(measure: Measure) -> list[str]:
     """Names of what is compared, ours and theirs in turn."""
     if not measure.deep:
         return [f"{OURS}, {DEFAULT_KV}", f"{THEIRS}, f16", f"{THEIRS}, f16, flash"]
-    ours = [f"{OURS}, {kv}" for kv in KV_BYTES if kv != "f32"]
+    ours = [f"{OURS}, {kv}" for kv in ("f16", "q8")]
     theirs = [f"{THEIRS}, f16", f"{THEIRS}, f16, flash", f"{THEIRS}, q8_0, flash"]
     names = [
         name for pair in zip(theirs, [*ours, *[""] * 3], strict=False) for name in reversed(pair) if name
@@ -256,9 +256,11 @@ def cost_of(config: ModelConfig, order: dict[str, Any], kv: str) -> tuple[float,
         return weight_bytes_read(config, "q4", order["tokens"]) / order["tokens"], products
     sequences, positions = order["sequences"], order["depth"] + order["tokens"] / 2
     weights = weight_bytes_read(config, "q4", sequences) / sequences
-    number = {"f16": 2.0, "q8": 34 / 32, "q8_0": 34 / 32}[kv]
-    numbers = kv_bytes_per_token(config, "f16") / KV_BYTES["f16"]
-    return weights + positions * number * numbers, products + config.vocab_size * config.hidden_size
+    if kv == "q8_0":  # llama.cpp's: groups of 32 bytes with a scale of two
+        position = kv_bytes_per_token(config, "f16") / 2 * 34 / 32
+    else:
+        position = kv_bytes_per_token(config, kv)
+    return weights + positions * position, products + config.vocab_size * config.hidden_size
 
 
 class neighbour:

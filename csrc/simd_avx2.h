@@ -182,7 +182,7 @@ struct KeyCodes {  // four positions each, widened
     __m256i v[4];
 };
 using Words = int32_t __attribute__((vector_size(32)));  // GCC copies sums that are held as __m256i
-struct KeyDot {  // two partial sums per position, four positions each
+struct KeyDot {                                          // two partial sums per position, four positions each
     Words v[4];
     DF_INLINE KeyDot zero() { return {}; }
 };
