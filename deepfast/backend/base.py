@@ -7,9 +7,8 @@ Does not know: requests, text, phases, files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,28 +45,18 @@ class Batch:
     ) -> Batch:
         """From plain lists: per sequence (new token ids, positions computed before, block ids), and of how
         many of its last rows the logits are wanted."""
-        assert all(0 <= n <= len(ids) for (ids, _, _), n in zip(chunks, outputs, strict=True))
-        starts = [0, *accumulate(len(ids) for ids, _, _ in chunks)]
-        ends = [computed + len(ids) for ids, computed, _ in chunks]
-        width = max(len(blocks) for _, _, blocks in chunks)
-        rows = [range(end - n, end) for end, n in zip(starts[1:], outputs, strict=True)]
-        return cls(
-            token_ids=_ints(chain.from_iterable(ids for ids, _, _ in chunks)),
-            positions=_ints(
-                chain.from_iterable(range(chunk[1], end) for chunk, end in zip(chunks, ends, strict=True))
-            ),
-            starts=_ints(starts),
-            context_lens=_ints(ends),
-            block_tables=np.array(
-                [[*blocks, *repeat(0, width - len(blocks))] for _, _, blocks in chunks], np.int32
-            ),
-            output_rows=_ints(chain.from_iterable(rows)),
-        )
-
-
-def _ints(numbers: Iterable[int]) -> IntArray:
-    """[n] of plain numbers."""
-    return np.array(list(numbers), np.int32)
+        ids, positions, starts, lens, rows = list[int](), list[int](), [0], list[int](), list[int]()
+        for (new, computed, _), wanted in zip(chunks, outputs, strict=True):
+            assert 0 <= wanted <= len(new)
+            ids += new
+            positions += range(computed, computed + len(new))
+            starts.append(len(ids))
+            lens.append(computed + len(new))
+            rows += range(len(ids) - wanted, len(ids))
+        width = max([len(blocks) for _, _, blocks in chunks])
+        tables = [[*blocks, *[0] * (width - len(blocks))] for _, _, blocks in chunks]
+        arrays = [np.array(numbers, np.int32) for numbers in (ids, positions, starts, lens, tables, rows)]
+        return cls(*arrays)
 
 
 @dataclass(frozen=True, slots=True)

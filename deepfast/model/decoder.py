@@ -8,7 +8,7 @@ Does not know: requests, sampling, kernels, files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..backend.base import Array, Backend, Batch, KVCache, Weight
@@ -65,6 +65,11 @@ class Decoder:
     head: Weight  # [V, D]
     _rope: Array | None = None  # [positions, 2, C / 2]
     _positions: int = 0
+    _next_norms: list[Array] = field(init=False)  # of the layer after each, at last the final one
+
+    def __post_init__(self) -> None:
+        """The norms in the order in which sums are normalised."""
+        self._next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
 
     @classmethod
     def load(
@@ -89,11 +94,10 @@ class Decoder:
     def forward(self, batch: Batch, cache: KVCache) -> Array:
         """Compute the batch's tokens into the cache and return the logits of its output rows, [L, V]."""
         b, eps = self.backend, self.config.rms_norm_eps
-        rope = self._rope_for(int(batch.context_lens.max()))
-        next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
+        rope = self._rope_for(max(batch.context_lens.tolist()))
         h = b.embed(batch.token_ids, self.embedding)  # [N, D]
         x = b.rms_norm(h, self.layers[0].attention_norm, eps)  # [N, D]
-        for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
+        for index, (layer, next_norm) in enumerate(zip(self.layers, self._next_norms, strict=True)):
             qkv = b.linear(x, layer.qkv, layer.qkv_bias)  # [N, (H + 2G) C]
             q = b.store_kv(qkv, layer.qk_norms, rope, eps, cache, index, batch)  # [N, H C]
             x = b.linear(b.attention(q, cache, index, batch), layer.output, layer.output_bias)  # [N, D]
