@@ -299,8 +299,10 @@ class Terminal:
             self.seen += os.read(self.master, 4096).decode()
         self.seen = self.seen[self.seen.index(text) + len(text) :]
 
-    def interrupt(self) -> None:
-        """What Ctrl-C does."""
+    def interrupt(self, after: float = 0.0) -> None:
+        """What Ctrl-C does. At a prompt no person is faster than half a second, and the line editor that has
+        just shown it does not hear a signal at once."""
+        time.sleep(after)
         self.process.send_signal(signal.SIGINT)
 
 
@@ -342,10 +344,10 @@ def test_in_a_terminal_thoughts_are_dimmed_and_ctrl_c_stops_only_the_answer(
     chat.type("after\r")
     chat.expect("3 turns: after")
     chat.expect(">>> ")
-    chat.interrupt()
+    chat.interrupt(after=0.5)
     chat.expect("Ctrl-C again")
     chat.expect(">>> ")
-    chat.interrupt()
+    chat.interrupt(after=0.5)
     assert chat.process.wait(timeout=60) == 0
 
 
