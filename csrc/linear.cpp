@@ -34,7 +34,9 @@ void quantise_row(const Inputs& in, Format format, size_t row, int k, int groups
         const float top = maximum(max(abs(a), abs(b)));
         const float poison = sum(add(mul(a, zero()), mul(b, zero())));  // 0, or NaN
         const float inverse = top > 1e-30f ? 127.0f / top : 0.0f;
-        const Ints low = round(mul(a, set(inverse))), high = round(mul(b, set(inverse)));
+        const Floats least = set(-127.0f);  // also what NaN becomes: its code may be anything, not overflow
+        const Ints low = round(max(mul(a, set(inverse)), least));
+        const Ints high = round(max(mul(b, set(inverse)), least));
         store_bytes(codes + g * kGroup, low);
         store_bytes(codes + g * kGroup + kLanes, high);
         in.scales[row * static_cast<size_t>(groups) + static_cast<size_t>(g)] =
@@ -345,7 +347,8 @@ Inputs take_inputs(Scratch& scratch, const Packed& w, const float* x, int n) {
 void prepare_inputs(const Inputs& in, const Packed& w, int first, int last) {
     if (!is_grouped(w.format)) return;
     const int groups = (w.columns + kGroup - 1) / kGroup;
-    for (int row = first; row < last; ++row) quantise_row(in, w.format, static_cast<size_t>(row), w.columns, groups);
+    for (int row = first; row < last; ++row)
+        quantise_row(in, w.format, static_cast<size_t>(row), w.columns, groups);
 }
 
 void multiply(const Product& job, int first, int last) {
