@@ -7,6 +7,7 @@ Does not know: how requests are rendered, how chunks are chosen, kernels, HTTP, 
 
 from __future__ import annotations
 
+import asyncio
 import time
 import weakref
 from collections import abc
@@ -144,10 +145,7 @@ class LLM:
         """Ids in, ids out, batched: no template, no thinking control. Raises UsageError for an empty
         prompt."""
         streams = [ChatStream(self.engine, self, self.requests.encode_hint) for _ in prompts]
-        for number, (stream, prompt) in enumerate(zip(streams, prompts, strict=True)):
-            stream.seq = self.requests.raw(prompt, params, stream.emit, number)
-        self.engine.submit(*(stream.seq for stream in streams if stream.seq is not None))
-        return [stream.result() for stream in streams]
+        return [stream.result() for stream in self._start_raw(streams, prompts, params)]
 
     def _start(
         self,
@@ -169,6 +167,22 @@ class LLM:
         for stream, seq in zip(streams, made, strict=True):
             stream.seq = seq
             seq.leader = None if seq is made[0] else made[0]
+        self.engine.submit(*made)
+        return streams
+
+    def _start_raw(
+        self,
+        streams: list[Stream],
+        prompts: abc.Sequence[abc.Sequence[int]],
+        params: SamplingParams | None,
+    ) -> list[Stream]:
+        """Give every stream a sequence that continues its ids. All start, or none does."""
+        made = [
+            self.requests.raw(prompt, params, stream.emit, number)
+            for number, (stream, prompt) in enumerate(zip(streams, prompts, strict=True))
+        ]
+        for stream, seq in zip(streams, made, strict=True):
+            stream.seq = seq
         self.engine.submit(*made)
         return streams
 
@@ -232,9 +246,30 @@ class AsyncLLM:
         tool_choice: ToolChoice = "auto",
     ) -> list[AsyncChatStream]:
         """As LLM.fork_streams."""
+        return self.llm._start(self._streams(len(variants)), messages, variants, tools, tool_choice)
+
+    async def open(
+        self,
+        messages: Messages,
+        variants: abc.Sequence[Variant],
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+    ) -> list[AsyncChatStream]:
+        """As fork_streams, for a busy event loop: what a long conversation costs before it runs (rendering,
+        encoding, a grammar to compile) is paid in a thread."""
+        streams = self._streams(len(variants))
+        return await asyncio.to_thread(self.llm._start, streams, messages, variants, tools, tool_choice)
+
+    async def open_raw(
+        self, prompts: abc.Sequence[abc.Sequence[int]], params: SamplingParams | None = None
+    ) -> list[AsyncChatStream]:
+        """As LLM.generate, one stream for each prompt."""
+        streams = self._streams(len(prompts))
+        return await asyncio.to_thread(self.llm._start_raw, streams, prompts, params)
+
+    def _streams(self, count: int) -> list[AsyncChatStream]:
         llm = self.llm
-        streams = [AsyncChatStream(llm.engine, llm, llm.requests.encode_hint) for _ in variants]
-        return llm._start(streams, messages, variants, tools, tool_choice)
+        return [AsyncChatStream(llm.engine, llm, llm.requests.encode_hint) for _ in range(count)]
 
 
 def _control_ids(tokenizer: Tokenizer, eos_ids: abc.Iterable[int]) -> ControlIds:

@@ -1,0 +1,77 @@
+"""A running request as an HTTP response: server-sent events, or one JSON body; gone when the client is gone.
+
+In: an entered Service.run, bytes to send. Out: Starlette responses. Whatever happens (the end, an error, a
+client that disconnects before the first byte), the request is left and its blocks are free.
+Does not know: the shape of any API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from .service import Running
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client disconnected: there is nobody to answer."""
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event; data is made JSON, unless it is text already."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of one running request. Made by `stream`."""
+
+    def __init__(self, stack: AsyncExitStack, events: AsyncIterator[bytes]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send; the request is left even if not one event could be sent."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._stack.aclose()
+
+
+async def stream(
+    entering: AbstractAsyncContextManager[Running], events: Callable[[Running], AsyncIterator[bytes]]
+) -> EventStream:
+    """Enter the request, so that a refusal is still an error with its own status, then stream its events."""
+    stack = AsyncExitStack()
+    running = await stack.enter_async_context(entering)
+    return EventStream(stack, events(running))
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client disconnects. Raises ClientGone then. The
+    body must have been read before."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return await working
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
