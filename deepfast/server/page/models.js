@@ -1,0 +1,22 @@
+// The models that the server has, local and remote.
+// In: /v1/models. Out: their names and their default settings, where the server tells them.
+// Does not know: which one is chosen for what.
+
+import { json } from "./api.js";
+
+export let models = [];
+
+/** Ask the server. Throws ApiError or Disconnected. */
+export async function loadModels() {
+  const answer = await json("/v1/models");
+  models = (answer.data ?? []).map((model) => ({
+    id: model.id,
+    remote: Boolean(model.remote ?? (model.owned_by && model.owned_by !== "deepfast")),
+    defaults: model.defaults ?? {},
+    context: model.max_context ?? model.max_model_len ?? model.context_length ?? null,
+    kind: model.kind ?? "hybrid",
+  }));
+  return models;
+}
+
+export const modelOf = (id) => models.find((model) => model.id === id);
