@@ -36,6 +36,11 @@ class Request:
         self._raise_if_failed()
         return self.seq.completion()
 
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt, known from the start."""
+        return self._running().num_prompt
+
     def cancel(self) -> None:
         """Abort the request; iteration ends after what was already produced."""
         if self.seq is not None:

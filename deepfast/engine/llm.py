@@ -147,6 +147,16 @@ class LLM:
         streams = [ChatStream(self.engine, self, self.requests.encode_hint) for _ in prompts]
         return [stream.result() for stream in self._start_raw(streams, prompts, params)]
 
+    def count_tokens(
+        self,
+        messages: Messages,
+        thinking: Thinking | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+    ) -> int:
+        """How many tokens the prompt of such a chat has; nothing runs. Raises UsageError as `chat` does."""
+        return self.requests.num_prompt(self.requests.conversation(messages, tools), thinking, tool_choice)
+
     def _start(
         self,
         streams: list[Stream],
@@ -266,6 +276,16 @@ class AsyncLLM:
         """As LLM.generate, one stream for each prompt."""
         streams = self._streams(len(prompts))
         return await asyncio.to_thread(self.llm._start_raw, streams, prompts, params)
+
+    async def count_tokens(
+        self,
+        messages: Messages,
+        thinking: Thinking | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+    ) -> int:
+        """As LLM.count_tokens, in a thread."""
+        return await asyncio.to_thread(self.llm.count_tokens, messages, thinking, tools, tool_choice)
 
     def _streams(self, count: int) -> list[AsyncChatStream]:
         llm = self.llm

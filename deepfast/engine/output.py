@@ -51,6 +51,11 @@ class Output:
         return self._stream.stopped
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop string that was completed."""
+        return self._stream.stop_string
+
+    @property
     def has_content(self) -> bool:
         """Is there more than white space in the content?"""
         return self._stream.has_text("content")

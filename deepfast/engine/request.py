@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
 from ..text.grammar import Compiled, Grammars
@@ -50,6 +51,15 @@ class Conversation:
 
     turns: list[Message]
     tools: Tools | None
+
+
+class _Planned(NamedTuple):
+    """What of a chat is decided before its sampling."""
+
+    asked: Thinking
+    must_call: bool
+    plan: Plan
+    prompt: list[int]
 
 
 class RequestBuilder:
@@ -100,13 +110,7 @@ class RequestBuilder:
     ) -> Sequence:
         """A sequence for the assistant's next turn. Raises UsageError (ControlError, ContextError) if it
         cannot run."""
-        asked = Thinking() if thinking is None else thinking
-        if not isinstance(asked, Thinking):
-            raise UsageError(f"thinking is {type(asked).__name__}. Give Thinking(...), or None.")
-        must_call = self._must_call(tool_choice, conversation.tools)
-        kind, opens = self.template.modes
-        plan = resolve_thinking(asked, kind, conversation.turns, opens=opens)
-        prompt = self._prompt(conversation, plan, must_call)
+        asked, must_call, plan, prompt = self._planned(conversation, thinking, tool_choice)
         resolved = self._resolved(params, thinks=plan.thinks)
         max_new = self._max_new(len(prompt), resolved.max_tokens)
         if must_call and max_new == 1:
@@ -130,6 +134,23 @@ class RequestBuilder:
             blank_ids=self.tokenizer.blank_ids,
         )
         return self._sequence(prompt, resolved, max_new, machine, guide, emit, after)
+
+    def num_prompt(
+        self, conversation: Conversation, thinking: Thinking | None, tool_choice: ToolChoice
+    ) -> int:
+        """How many tokens the prompt of such a request has. Raises UsageError as `chat` does."""
+        return len(self._planned(conversation, thinking, tool_choice).prompt)
+
+    def _planned(
+        self, conversation: Conversation, thinking: Thinking | None, tool_choice: ToolChoice
+    ) -> _Planned:
+        asked = Thinking() if thinking is None else thinking
+        if not isinstance(asked, Thinking):
+            raise UsageError(f"thinking is {type(asked).__name__}. Give Thinking(...), or None.")
+        must_call = self._must_call(tool_choice, conversation.tools)
+        kind, opens = self.template.modes
+        plan = resolve_thinking(asked, kind, conversation.turns, opens=opens)
+        return _Planned(asked, must_call, plan, self._prompt(conversation, plan, must_call))
 
     def _prompt(self, conversation: Conversation, plan: Plan, must_call: bool) -> list[int]:
         """The rendered conversation. Where the model would decide whether to think, but the thought is wanted
@@ -268,7 +289,8 @@ class RequestBuilder:
         if asked is not None and asked > room:
             raise ContextError(
                 f"max_tokens={asked} does not fit: the prompt has {num_prompt} tokens and the context holds "
-                f"{self.max_context}. Ask for at most {room}."
+                f"{self.max_context}. Ask for at most {room}.",
+                most=room,
             )
         return asked or room
 

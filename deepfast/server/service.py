@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..types import Completion, DeepfastError, Delta, SamplingParams, UsageError, Variant
+from ..types import Completion, DeepfastError, Delta, SamplingParams, Thinking, UsageError, Variant
 
 Tools = list[dict[str, Any]]
 Event = tuple[int, Delta | Completion]  # which variant, and what came
@@ -54,6 +54,16 @@ class Model(Protocol):
         tool_choice: str = "auto",
     ) -> Sequence[Stream]:
         """Start to answer in every way asked for, or raise UsageError and start nothing."""
+        ...
+
+    async def count_tokens(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: Thinking | None = None,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
+    ) -> int:
+        """How many tokens the prompt of such a chat has. Raises UsageError where that cannot be known."""
         ...
 
     async def open_raw(
