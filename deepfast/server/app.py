@@ -18,7 +18,7 @@ from .schema import explain, param_of
 from .service import NotFound, Overloaded, Service
 from .streaming import ClientGone
 
-ROUTERS: tuple[str, ...] = ("openai_chat",)  # modules of this folder, each with a `router`
+ROUTERS: tuple[str, ...] = ("openai_chat", "completions")  # modules of this folder, each with a `router`
 
 
 def create_app(service: Service) -> FastAPI:
@@ -43,7 +43,9 @@ def _answer_error(request: Request, error: Exception) -> Response:
     elif isinstance(error, Overloaded):
         status, headers = 429, {"Retry-After": str(error.retry_after)}
     text, param = (
-        explain(error) if isinstance(error, RequestValidationError) else (str(error), param_of(error))
+        explain(error)
+        if isinstance(error, RequestValidationError)
+        else (str(error), param_of(error, request.url.path))
     )
     return JSONResponse(error_body(request.url.path, status, text, param), status, headers)
 

@@ -67,9 +67,9 @@ class Model(Protocol):
         ...
 
     async def open_raw(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | None = None
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
     ) -> Sequence[Stream]:
-        """Start to continue ids."""
+        """Start to continue ids; all text comes as content."""
         ...
 
 
@@ -85,10 +85,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class RawAsk:
-    """Ids to continue, each prompt on its own."""
+    """Ids to continue, each prompt on its own, with params of its own."""
 
     prompts: list[list[int]]
-    params: SamplingParams
+    params: list[SamplingParams]
 
 
 class Running:
