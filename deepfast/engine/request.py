@@ -152,6 +152,10 @@ class RequestBuilder:
         plan = resolve_thinking(asked, kind, conversation.turns, opens=opens)
         return _Planned(asked, must_call, plan, self._prompt(conversation, plan, must_call))
 
+    def prompt_ids(self, conversation: Conversation, thinking: Thinking | None) -> list[int]:
+        """What `chat` would compute before the first new token. Raises UsageError as it does."""
+        return self._planned(conversation, thinking, "auto").prompt
+
     def _prompt(self, conversation: Conversation, plan: Plan, must_call: bool) -> list[int]:
         """The rendered conversation. Where the model would decide whether to think, but the thought is wanted
         for sure, or a call must follow it, the thought is opened here."""
@@ -294,13 +298,16 @@ class RequestBuilder:
                 f"the prompt has {num_prompt} tokens, but the context holds {self.max_context}. "
                 "Shorten it or load the model with a longer context."
             )
+        limit = self.settings.max_new_tokens
+        if asked is not None and limit is not None and asked > limit:
+            raise UsageError(f"max_tokens={asked} is above the limit of {limit}. Ask for at most {limit}.")
         if asked is not None and asked > room:
             raise ContextError(
                 f"max_tokens={asked} does not fit: the prompt has {num_prompt} tokens and the context holds "
                 f"{self.max_context}. Ask for at most {room}.",
                 most=room,
             )
-        return asked or room
+        return asked or min(room, limit or room)
 
     def _sequence(
         self,

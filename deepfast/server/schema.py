@@ -284,18 +284,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def explain(error: RequestValidationError) -> tuple[str, str | None]:
-    """One line for a body that does not fit its model, and the name of the field at fault."""
+def explain(error: RequestValidationError, path: str) -> tuple[str, str | None] | None:
+    """One line for a body of ours that does not fit its model, and the name of the field at fault; None for
+    what is no such body, or no field of it."""
     problems = error.errors()
-    where = [part for part in problems[0]["loc"] if part != "body"]
     first = problems[0]
-    if first["type"] == "json_invalid":
-        return f"the body is no JSON: {first.get('ctx', {}).get('error', 'it breaks off')}. Send JSON.", None
-    if not where:
-        return (
-            "the body is no JSON object. Send one, with the header Content-Type: application/json.",
-            None,
-        )
+    where = [part for part in first["loc"] if part != "body"]
+    if path not in _FIELDS or first["type"] == "json_invalid" or not where:
+        return None
     name = str(where[0])
     if first["type"] == "missing":
         return f"{'.'.join(map(str, where))} is missing. Give it.", name
