@@ -37,6 +37,11 @@ class Request:
         return self.seq.completion()
 
     @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt, known from the start."""
+        return self._running().num_prompt
+
+    @property
     def usage(self) -> Usage:
         """Token counts so far."""
         return self.seq.usage if self.seq is not None else Usage()

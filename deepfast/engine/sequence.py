@@ -179,6 +179,8 @@ class Sequence:
             self.finish("tool_calls" if self.output.tool_calls else "stop")
         elif self.output.stopped or stops:
             self.finish("stop")
+        elif self.output.tool_calls and not self.params.parallel_tool_calls:
+            self.finish("tool_calls")
         else:
             self._lead_in(token)
             self._react()
@@ -372,4 +374,5 @@ class Sequence:
             logprobs=tuple(out.logprobs) if self.params.logprobs is not None else (),
             malformed=tuple(out.malformed),
             cache_miss=self.cache_miss,
+            stop_string=out.stop_string if self.finish_reason == "stop" else None,
         )

@@ -26,7 +26,11 @@ from .metrics import Metrics
 from .service import Service
 from .streaming import ClientGone
 
-ROUTERS: tuple[str, ...] = ("meta",)  # modules of this folder, each with a `router`
+ROUTERS: tuple[str, ...] = (
+    "meta",
+    "openai_chat",
+    "completions",
+)  # modules of this folder, each with a `router`
 
 
 def create_app(service: Service, config: ServerConfig | None = None, log: Log | None = None) -> FastAPI:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..types import UsageError
+from .schema import explain, param_of
 from .service import NotFound, Overloaded, ShuttingDown
 from .streaming import ClientGone
 
@@ -84,14 +85,15 @@ def answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientGone):
         return Response(status_code=CLIENT_GONE)
     if isinstance(error, RequestValidationError):
-        status, (text, param) = 400, _mistakes(request, error.errors())
+        status = 400
+        text, param = explain(error, request.url.path) or _mistakes(request, error.errors())
     elif isinstance(error, HTTPException):
         status, headers = error.status_code, dict(error.headers or {})
         text = _of_http(request, error)
     elif isinstance(error, NotFound):
-        status = 404
+        status, param = 404, param_of(error, request.url.path)
     elif isinstance(error, UsageError):
-        status = 400
+        status, param = 400, param_of(error, request.url.path)
     elif isinstance(error, Overloaded):
         status = 503 if isinstance(error, ShuttingDown) else 429
         headers = {"Retry-After": str(error.retry_after)}

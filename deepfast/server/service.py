@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..types import Completion, DeepfastError, Delta, SamplingParams, UsageError, Variant
+from ..types import Completion, DeepfastError, Delta, SamplingParams, Thinking, UsageError, Variant
 
 DRAIN_INTERVAL = 0.02  # seconds between two looks at whether all has ended
 
@@ -64,10 +64,20 @@ class Model(Protocol):
         """Start to answer in every way asked for, or raise UsageError and start nothing."""
         ...
 
+    async def count_tokens(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: Thinking | None = None,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
+    ) -> int:
+        """How many tokens the prompt of such a chat has. Raises UsageError where that cannot be known."""
+        ...
+
     async def open_raw(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | None = None
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
     ) -> Sequence[Stream]:
-        """Start to continue ids."""
+        """Start to continue ids; all text comes as content."""
         ...
 
 
@@ -83,10 +93,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class RawAsk:
-    """Ids to continue, each prompt on its own."""
+    """Ids to continue, each prompt on its own, with params of its own."""
 
     prompts: list[list[int]]
-    params: SamplingParams
+    params: list[SamplingParams]
 
 
 class Running:
@@ -235,7 +245,7 @@ class Service:
 
     def _check(self, ask: Ask | RawAsk) -> None:
         """Raises UsageError for a variant that asks for more tokens than one may."""
-        given = [v.params for v in ask.variants] if isinstance(ask, Ask) else [ask.params]
+        given = [v.params for v in ask.variants] if isinstance(ask, Ask) else ask.params
         most = max((params.max_tokens or 0 for params in given if params is not None), default=0)
         if self.max_tokens is not None and most > self.max_tokens:
             limit = self.max_tokens
