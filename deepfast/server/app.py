@@ -18,7 +18,7 @@ from .schema import explain, param_of
 from .service import NotFound, Overloaded, Service
 from .streaming import ClientGone
 
-ROUTERS: tuple[str, ...] = ("openai_chat",)  # modules of this folder, each with a `router`
+ROUTERS: tuple[str, ...] = ("openai_chat", "anthropic")  # modules of this folder, each with a `router`
 
 
 def create_app(service: Service) -> FastAPI:
