@@ -352,13 +352,13 @@ def test_a_wrong_model_and_a_full_queue_have_their_own_status(
 ) -> None:
     with pytest.raises(anthropic.NotFoundError, match="deepfast-nano") as caught:
         client.messages.create(**body(model="claude-x"))
-    assert caught.value.type == "not_found_error"
-    here.service.max_requests, before = 0, here.service.max_requests
+    assert caught.value.type == "not_found_error" and caught.value.request_id
+    here.service.active += here.service.max_requests
     try:
         with pytest.raises(anthropic.RateLimitError) as full:
             client.messages.create(**body())
     finally:
-        here.service.max_requests = before
+        here.service.active -= here.service.max_requests
     assert full.value.type == "rate_limit_error" and full.value.response.headers["retry-after"]
 
 

@@ -145,7 +145,8 @@ class LLM:
         """Ids in, ids out, batched: no template, no thinking control. Raises UsageError for an empty
         prompt."""
         streams = [ChatStream(self.engine, self, self.requests.encode_hint) for _ in prompts]
-        return [stream.result() for stream in self._start_raw(streams, prompts, params)]
+        each = [params] * len(prompts)
+        return [stream.result() for stream in self._start_raw(streams, prompts, each)]
 
     def count_tokens(
         self,
@@ -184,12 +185,14 @@ class LLM:
         self,
         streams: list[Stream],
         prompts: abc.Sequence[abc.Sequence[int]],
-        params: SamplingParams | None,
+        params: abc.Sequence[SamplingParams | None],
+        *,
+        whole: bool = False,
     ) -> list[Stream]:
         """Give every stream a sequence that continues its ids. All start, or none does."""
         made = [
-            self.requests.raw(prompt, params, stream.emit, number)
-            for number, (stream, prompt) in enumerate(zip(streams, prompts, strict=True))
+            self.requests.raw(prompt, wanted, stream.emit, number, whole=whole)
+            for number, (stream, prompt, wanted) in enumerate(zip(streams, prompts, params, strict=True))
         ]
         for stream, seq in zip(streams, made, strict=True):
             stream.seq = seq
@@ -271,11 +274,11 @@ class AsyncLLM:
         return await asyncio.to_thread(self.llm._start, streams, messages, variants, tools, tool_choice)
 
     async def open_raw(
-        self, prompts: abc.Sequence[abc.Sequence[int]], params: SamplingParams | None = None
+        self, prompts: abc.Sequence[abc.Sequence[int]], params: abc.Sequence[SamplingParams]
     ) -> list[AsyncChatStream]:
-        """As LLM.generate, one stream for each prompt."""
+        """Continue ids, each with params of its own; all text comes as content, that of <think> too."""
         streams = self._streams(len(prompts))
-        return await asyncio.to_thread(self.llm._start_raw, streams, prompts, params)
+        return await asyncio.to_thread(self.llm._start_raw, streams, prompts, params, whole=True)
 
     async def count_tokens(
         self,

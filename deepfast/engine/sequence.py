@@ -107,6 +107,12 @@ class Sequence:
         """Tokens after the prompt, sampled and forced."""
         return len(self.tokens) - self.num_prompt
 
+    @property
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        cached = min(self.cached_tokens, self.num_prompt)  # forced text may have been found there too
+        return Usage(self.num_prompt, cached, self.num_new, self.machine.reasoning_tokens)
+
     # --- what the next sample may be ---
 
     def banned_ids(self) -> Iterable[int]:
@@ -346,7 +352,6 @@ class Sequence:
         assert self.finish_reason is not None
         out, guide, new = self.output, self.guide, self.tokens[self.num_prompt :]
         budget = guide.budget if guide is not None else None
-        cached = min(self.cached_tokens, self.num_prompt)  # forced text may have been found there too
         report = ThinkingReport(
             mode=guide.mode if guide is not None else "auto",
             budget=budget.budget if budget is not None else None,
@@ -362,7 +367,7 @@ class Sequence:
             token_ids=tuple(new),
             sampled=tuple(out.sampled),
             finish_reason=self.finish_reason,
-            usage=Usage(self.num_prompt, cached, len(new), self.machine.reasoning_tokens),
+            usage=self.usage,
             thinking=report,
             timing=Timing(max(self.first_token - self.created, 0.0), self.finished - self.created),
             kinds=tuple(out.kinds),

@@ -148,8 +148,12 @@ def token_logprob(token: TokenLogprob, bytes_of: BytesOf) -> dict[str, Any]:
 
 def _text_logprob(token: int, logprob: float, bytes_of: BytesOf) -> dict[str, Any]:
     raw = bytes_of(token)
-    finite = max(logprob, -9999.0)  # JSON has no minus infinity; OpenAI's API writes this
-    return {"token": raw.decode("utf-8", "replace"), "logprob": finite, "bytes": list(raw)}
+    return {"token": raw.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(raw)}
+
+
+def finite(logprob: float) -> float:
+    """JSON has no minus infinity; OpenAI's API writes -9999."""
+    return max(logprob, -9999.0)
 
 
 def _logprobs(by_kind: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -242,6 +242,27 @@ class ChatReply(Reply):
     timing: dict[str, float]
 
 
+class TextChoiceReply(Reply):
+    """One continued text."""
+
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: str
+
+
+class CompletionReply(Reply):
+    """A text completion; streamed, it comes as chunks of it."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[TextChoiceReply]
+    usage: ReplyUsage
+    timing: dict[str, float]
+
+
 class ErrorDetail(BaseModel):
     """What went wrong. param: the field at fault."""
 
@@ -263,18 +284,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def explain(error: RequestValidationError) -> tuple[str, str | None]:
-    """One line for a body that does not fit its model, and the name of the field at fault."""
+def explain(error: RequestValidationError, path: str) -> tuple[str, str | None] | None:
+    """One line for a body of ours that does not fit its model, and the name of the field at fault; None for
+    what is no such body, or no field of it."""
     problems = error.errors()
-    where = [part for part in problems[0]["loc"] if part != "body"]
     first = problems[0]
-    if first["type"] == "json_invalid":
-        return f"the body is no JSON: {first.get('ctx', {}).get('error', 'it breaks off')}. Send JSON.", None
-    if not where:
-        return (
-            "the body is no JSON object. Send one, with the header Content-Type: application/json.",
-            None,
-        )
+    where = [part for part in first["loc"] if part != "body"]
+    if path not in _FIELDS or first["type"] == "json_invalid" or not where:
+        return None
     name = str(where[0])
     if first["type"] == "missing":
         return f"{'.'.join(map(str, where))} is missing. Give it.", name
@@ -283,14 +300,24 @@ def explain(error: RequestValidationError) -> tuple[str, str | None]:
     return f"{name}={shown(first['input'])} is not understood. It {told}.", name
 
 
-def param_of(error: Exception) -> str | None:
+def param_of(error: Exception, path: str) -> str | None:
     """The field that an error's text begins with: every text of ours names the value first."""
     if isinstance(error, FieldError):
         return error.param
     found = re.match(r"(?:the )?(\w+)", str(error))
     word = found[1] if found else ""
-    word = {"message": "messages", "prompt": "messages", "tool": "tools"}.get(word, word)
-    return word if word in ChatRequest.model_fields or word in CompletionRequest.model_fields else None
+    model, names = _FIELDS.get(path, (ChatRequest, {}))
+    word = names.get(word, word)
+    return word if word in model.model_fields else None
+
+
+_FIELDS: dict[str, tuple[type[Body], dict[str, str]]] = {  # path -> its body, and words for its fields
+    "/v1/chat/completions": (
+        ChatRequest,
+        {"message": "messages", "there": "messages", "prompt": "messages", "tool": "tools"},
+    ),
+    "/v1/completions": (CompletionRequest, {}),
+}
 
 
 def shown(value: Any) -> str:
