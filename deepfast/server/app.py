@@ -30,6 +30,7 @@ ROUTERS: tuple[str, ...] = (
     "meta",
     "openai_chat",
     "completions",
+    "anthropic",
 )  # modules of this folder, each with a `router`
 
 
