@@ -31,6 +31,7 @@ ROUTERS: tuple[str, ...] = (
     "openai_chat",
     "completions",
     "anthropic",
+    "web",
 )  # modules of this folder, each with a `router`
 
 

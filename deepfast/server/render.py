@@ -1,6 +1,6 @@
 """Text of a model -> safe HTML: Markdown, LaTeX as MathML, code in colours.
 
-In: any text at all, whoever wrote it. Out: HTML that holds no script, no style, no image and no foreign class.
+In: any text at all, whoever wrote it. Out: HTML that holds no script, no style, no image, no foreign class.
 Total and bounded: what is too long, takes too long or breaks a library comes back as the plain text it is.
 Does not know: HTTP, conversations, the page around it.
 """
@@ -27,7 +27,7 @@ from pygments import lex
 from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
 from pygments.styles import get_style_by_name
-from pygments.token import STANDARD_TYPES
+from pygments.token import STANDARD_TYPES, Whitespace
 from pygments.util import ClassNotFound
 
 MAX_TEXT = 100_000  # characters; an answer of 25,000 tokens
@@ -44,7 +44,19 @@ _MARKDOWN_TAGS = {
     *("div", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
 _MATH_TAGS = {
-    *("math", "menclose", "merror", "mfrac", "mi", "mmultiscripts", "mn", "mo", "mover", "mpadded", "mphantom"),
+    *(
+        "math",
+        "menclose",
+        "merror",
+        "mfrac",
+        "mi",
+        "mmultiscripts",
+        "mn",
+        "mo",
+        "mover",
+        "mpadded",
+        "mphantom",
+    ),
     *("mprescripts", "mroot", "mrow", "ms", "mspace", "msqrt", "mstyle", "msub", "msubsup", "msup", "mtable"),
     *("mtd", "mtext", "mtr", "munder", "munderover"),
 }
@@ -62,11 +74,12 @@ _ATTRIBUTES |= {"a": {"href", "title"}, "ol": {"start"}, "pre": {"class", "data-
 
 # A lexer is regular expressions over hostile text: only those that people ask for, each tried in the tests.
 LANGUAGES = frozenset(
-    "bash c c++ cmake cpp cs csharp css csv dart diff docker dockerfile go golang graphql haskell html ini java "
-    "javascript js json jsx julia kotlin latex lua markdown matlab md nginx objc ocaml perl php "
-    "powershell proto protobuf py python python3 r rb ruby rs rust scala scheme sh shell sql svg swift tex toml "
-    "ts tsx typescript vim xml yaml yml zig zsh".split()
+    "bash c c++ cmake cpp cs csharp css csv dart diff docker dockerfile go golang graphql haskell html "
+    "ini java javascript js json jsx julia kotlin latex lua markdown matlab md nginx objc ocaml perl "
+    "php powershell proto protobuf py python python3 r rb rs ruby rust scala scheme sh shell sql svg "
+    "swift tex toml ts tsx typescript vim xml yaml yml zig zsh".split()
 )
+_DARKER = {"aa22ff": "8b1fd6"}  # a colour too faint to read on the ground of code blocks
 _OTHER_NAMES = {"jsx": "javascript", "tsx": "typescript", "svg": "xml", "csv": "text", "proto": "protobuf"}
 
 
@@ -91,12 +104,14 @@ def code_css() -> str:
     lines = ["/* The colours of code. Made by server/render.py from two styles of Pygments. */"]
     for kind, name in STANDARD_TYPES.items():
         looks = [style.style_for_token(kind) for style in (light, dark)]
+        if not name or kind in Whitespace or not any(look["color"] for look in looks):
+            continue
         colours = [look["color"] or plain for look, plain in zip(looks, ("24292f", "e6edf3"), strict=True)]
+        colours = [_DARKER.get(colour.lower(), colour) for colour in colours]
         rules = f"color: light-dark(#{colours[0]}, #{colours[1]});"
         rules += " font-style: italic;" if any(look["italic"] for look in looks) else ""
         rules += " font-weight: 600;" if any(look["bold"] for look in looks) else ""
-        if name and (looks[0]["color"] or looks[1]["color"]):
-            lines.append(f".code .{name} {{ {rules} }}")
+        lines.append(f".code .{name} {{ {rules} }}")
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +135,12 @@ def _markdown() -> MarkdownIt:
     md = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     md.disable("html_block")  # html_inline sees all tags, and renders those in _PLAIN_TAGS only
     dollarmath_plugin(
-        md, allow_labels=False, allow_space=False, allow_digits=False, allow_blank_lines=False, double_inline=True
+        md,
+        allow_labels=False,
+        allow_space=False,
+        allow_digits=False,
+        allow_blank_lines=False,
+        double_inline=True,
     )
     md.inline.ruler.before("escape", "bracket_math", _bracket_math)
     md.block.ruler.before("fence", "bracket_math_block", _bracket_math_block)
@@ -222,8 +242,8 @@ def _render_code(self: RendererHTML, tokens: Tokens, i: int, options: Any, env: 
     _check(env)
     token = tokens[i]
     language = (token.info.split() or [""])[0].lower()[:30]
-    shown = html.escape(language)
-    return f'<pre class="code" data-lang="{shown}"><code>{_coloured(token.content, language, env)}</code></pre>\n'
+    code = _coloured(token.content, language, env)
+    return f'<pre class="code" data-lang="{html.escape(language)}"><code>{code}</code></pre>\n'
 
 
 def _render_formula(self: RendererHTML, tokens: Tokens, i: int, options: Any, env: Any) -> str:
@@ -255,7 +275,9 @@ def _mathml(latex: str, inline: bool) -> str:
         try:
             made: str = convert(latex, display="inline" if inline else "block")
             return made.replace("<math ", f'<math alttext="{source}" ', 1)
-        except Exception:  # it raises whatever its parser trips over: KeyError, IndexError, RecursionError, ...
+        except (
+            Exception
+        ):  # it raises whatever its parser trips over: KeyError, IndexError, RecursionError, ...
             pass
     return f'<code class="math-source">{source}</code>'
 

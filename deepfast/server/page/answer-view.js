@@ -7,7 +7,7 @@ import { t } from "./i18n.js";
 import { show } from "./render.js";
 import { cost, settings } from "./settings.js";
 
-/** actions: {steer(turn, control), again(turn), stop(turn), retry(turn)}; footer(turn): more buttons, made anew. */
+/** actions: {steer(turn, control), again(turn), stop(turn), retry(turn) or none}; footer(turn): more buttons, made anew. */
 export class AnswerView {
   constructor(turn, actions, { label = "", footer = () => [] } = {}) {
     Object.assign(this, { turn, actions, footer, touched: false, phase: null });
@@ -50,6 +50,12 @@ export class AnswerView {
     }
   }
 
+  /** As `update`, with the buttons made anew: there may be another branch. */
+  redraw() {
+    this.phase = null;
+    this.update();
+  }
+
   #thought(phase) {
     const { turn, thought } = this, thinking = phase === "thinking";
     thought.hidden = !turn.reasoning;
@@ -87,8 +93,8 @@ export class AnswerView {
           button(t("tryNow"), () => actions.again(turn), { class: "button small" }),
           button(t("cancel"), () => actions.stop(turn), { class: "button small" }));
       } else if (turn.error) {
-        notice.replaceChildren(icon("warning"), h("span", {}, turn.error.text),
-          button(t("retry"), () => actions.retry(turn), { icon: "retry", class: "button small" }));
+        notice.replaceChildren(icon("warning"), h("span", {}, turn.error.text));
+        if (actions.retry) notice.append(button(t("retry"), () => actions.retry(turn), { icon: "retry", class: "button small" }));
       } else notice.replaceChildren(h("span", {}, key === "length" ? t("endedLength") : key === "abort" ? t("endedAbort") : ""));
     }
     if (phase === "busy") {
@@ -99,10 +105,10 @@ export class AnswerView {
   #doneButtons() {
     const { turn, actions } = this;
     return [
-      iconButton("copy", t("copyAnswer"), () => copy(turn.content)),
-      iconButton("retry", t("retry"), () => actions.retry(turn)),
+      turn.content ? iconButton("copy", t("copyAnswer"), () => copy(turn.content)) : null,
+      actions.retry ? iconButton("retry", t("retry"), () => actions.retry(turn)) : null,
       ...this.footer(turn),
-    ];
+    ].filter(Boolean);
   }
 }
 
@@ -125,6 +131,8 @@ export function thoughtFacts(turn, thinking) {
   return parts.join(" · ");
 }
 
+const speed = (value) => number(Number(value.toFixed(value < 100 ? 1 : 0)));
+
 /** "340 tokens · 38.2 tokens/s · first after 0.31 s · prompt 412 (380 from the cache) · $0.0002" */
 export function facts(turn) {
   const { live, tokens } = turn;
@@ -132,13 +140,13 @@ export function facts(turn) {
     const count = live.counts.reasoning + live.counts.content;
     const since = turn.firstToken === undefined ? 0 : (performance.now() - live.began) / 1000 - turn.firstToken;
     if (!count) return "";
-    return [t("tokens", { n: `~${number(count)}` }), since > 0.5 ? t("perSecond", { n: `~${(count / since).toFixed(1)}` }) : ""].filter(Boolean).join(" · ");
+    return [t("tokens", { n: `~${number(count)}` }), since > 0.5 ? t("perSecond", { n: `~${speed(count / since)}` }) : ""].filter(Boolean).join(" · ");
   }
   if (!tokens || !tokens.completion) return "";
   const about = tokens.estimated ? "~" : "";
   const parts = [t("tokens", { n: about + number(tokens.completion) })];
   const span = turn.total - (turn.firstToken ?? 0);
-  if (span > 0 && tokens.completion > 1) parts.push(t("perSecond", { n: about + ((tokens.completion - 1) / span).toFixed(1) }));
+  if (span > 0 && tokens.completion > 1) parts.push(t("perSecond", { n: about + speed((tokens.completion - 1) / span) }));
   if (turn.firstToken !== undefined) parts.push(t("firstToken", { s: seconds(turn.firstToken) }));
   if (turn.total) parts.push(t("inAll", { s: seconds(turn.total) }));
   if (tokens.prompt) parts.push(tokens.cached ? t("promptCached", { n: number(tokens.prompt), c: number(tokens.cached) }) : t("prompt", { n: number(tokens.prompt) }));

@@ -55,7 +55,7 @@ export class Run {
         await this.#stream();
         return this.#end();
       } catch (error) {
-        if (error instanceof ApiError && error.status === 429) {
+        if (error instanceof ApiError && (error.status === 429 || (error.status === 503 && error.retryAfter))) {
           if (await this.#wait(Math.max(1, error.retryAfter))) continue;
           return this.#end("abort");
         }
@@ -89,12 +89,12 @@ export class Run {
     else body.variants = this.turns.map((turn) => fields(turn.options));
     for await (const chunk of events("/v1/chat/completions", body, this.aborter.signal)) {
       this.id ??= chunk.id;
-      for (const choice of chunk.choices ?? []) this.#choice(choice);
-      if (chunk.usage) this.#usage(chunk.usage, chunk);
+      for (const choice of chunk.choices ?? []) this.#choice(choice, chunk.timing);
+      if (chunk.usage) this.#usage(chunk.usage);
     }
   }
 
-  #choice(choice) {
+  #choice(choice, timing) {
     const turn = this.turns[choice.index];
     if (!turn?.live) return;
     const { live } = turn, delta = choice.delta ?? {}, now = performance.now();
@@ -120,7 +120,7 @@ export class Run {
       turn.total = (now - live.began) / 1000;
       if (choice.thinking) Object.assign(turn, { stop: choice.thinking.stop, mode: choice.thinking.mode });
       if (choice.thinking?.seconds) turn.thoughtSeconds = choice.thinking.seconds;
-      if (choice.timing) Object.assign(turn, { firstToken: choice.timing.first_token_s, total: choice.timing.total_s });
+      if (timing) Object.assign(turn, { firstToken: timing.first_token_s, total: timing.total_s });
       turn.tokens = choice.usage ? counted(choice.usage) : estimated(live.counts);
       live.phase = "ended";
     }
@@ -133,14 +133,11 @@ export class Run {
   }
 
   /** The counts of the whole request: exact for one turn; the prompt's for all of them. */
-  #usage(usage, chunk) {
+  #usage(usage) {
     const whole = counted(usage);
     for (const turn of this.turns) {
       if (this.turns.length === 1) turn.tokens = whole;
       else if (turn.tokens?.estimated) Object.assign(turn.tokens, { prompt: whole.prompt, cached: whole.cached });
-      if (this.turns.length === 1 && chunk.timing) {
-        Object.assign(turn, { firstToken: chunk.timing.first_token_s, total: chunk.timing.total_s });
-      }
       this.changed(turn);
     }
   }

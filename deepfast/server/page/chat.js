@@ -145,10 +145,10 @@ export function steerAll(control) {
   return open.length > 0;
 }
 
-/** Draw the shown path anew. */
-export function draw() {
-  views.clear();
-  const turns = tree.path(conversation);
+/** Draw the shown path. Views of answers are kept: what was unfolded stays so. anew: in another language. */
+export function draw(anew = false) {
+  const turns = tree.path(conversation), shown = new Set(turns.map((turn) => turn.id));
+  for (const id of views.keys()) if (anew || !shown.has(id)) views.delete(id);
   $("turns").replaceChildren(...turns.map((turn) => (turn.role === "user" ? question(turn) : answerView(turn))));
   $("welcome").hidden = turns.length > 0;
   $("title").textContent = conversation.title || t("newChat");
@@ -159,6 +159,11 @@ export function draw() {
 }
 
 function answerView(turn) {
+  const known = views.get(turn.id);
+  if (known?.turn === turn) {
+    known.redraw();
+    return known.element;
+  }
   const footer = () => [branchButtons(turn)];
   const view = new AnswerView(turn, actions, { label: [turn.model, turn.label].filter(Boolean).join(" · "), footer });
   views.set(turn.id, view);

@@ -22,7 +22,9 @@ export function start() {
   $("add-column").addEventListener("click", () => {
     if (columns.length >= MOST) return toast(t("mostColumns", { n: MOST }));
     columns.push({ ...columns.at(-1) });
-    changed();
+    change({ columns });
+    shown = [];
+    draw();
     $("columns").lastElementChild.querySelector("select").focus();
   });
   setInterval(() => shown.forEach(({ turn, view }) => turn.live && view.update()), 500);
@@ -46,6 +48,7 @@ export function close() {
   $("compare").hidden = true;
   $("compare-toggle").setAttribute("aria-pressed", "false");
   shown = [];
+  $("columns").replaceChildren();
   chat.draw();
 }
 
@@ -65,7 +68,7 @@ export function send(text) {
   });
   const { turns, run } = chat.answer(question.id, ways);
   conversation.turns[question.id].shown = 0;
-  shown = turns.map((turn) => ({ turn, view: new AnswerView(turn, actions, { footer: () => [continueButton(turn)] }) }));
+  shown = turns.map((turn) => ({ turn, view: new AnswerView(turn, actions, { label: `${turn.model} · ${turn.label}`, footer: () => [continueButton(turn)] }) }));
   const before = turns.map(() => null);
   const watch = setInterval(() => shown.forEach(({ turn, view }, i) => {
     const now = `${turn.content.length}/${turn.reasoning.length}/${turn.live?.phase}`;
@@ -81,7 +84,7 @@ export function send(text) {
   return true;
 }
 
-const actions = { ...chat.actions, retry: () => toast(t("askAgain")) };
+const actions = { ...chat.actions, retry: null }; // the question can be asked again
 
 function continueButton(turn) {
   return button(t("continueWith"), () => {
@@ -99,12 +102,6 @@ function labelOf({ mode, budget, temperature }) {
   return parts.join(" · ");
 }
 
-function changed() {
-  change({ columns });
-  shown = [];
-  draw();
-}
-
 function draw(question = "") {
   const above = tree.path(chat.conversation).length;
   $("compare-context").textContent = shown.length ? question || chat.conversation.turns[shown[0].turn.parent].content
@@ -115,32 +112,48 @@ function draw(question = "") {
     head(column, index), h("div", { class: "column-body" }, shown[index]?.view.element ?? h("p", { class: "column-empty" }, t("columnEmpty"))))));
 }
 
+/** The settings of a column. A change is kept at once and holds for the next question. */
 function head(column, index) {
   const field = (label, control) => h("label", { class: "field" }, h("span", {}, label), control);
-  const select = (options, value, set) => {
-    const made = h("select", { onchange: () => (set(made.value), changed()) }, ...options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)));
+  const select = (options, value, name) => {
+    const made = h("select", { onchange: () => keep(name, made.value) },
+      ...options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)));
     return made;
   };
-  const amount = (value, hint, set, props) => {
-    const made = h("input", { type: "number", min: "0", placeholder: hint, ...props, onchange: () => (set(made.value === "" || !made.validity.valid ? null : Number(made.value)), changed()) });
-    made.value = value ?? "";
+  const amount = (name, props) => {
+    const made = h("input", { type: "number", min: "0", ...props, onchange: () => made.validity.valid && keep(name, made.value === "" ? null : Number(made.value)) });
+    made.value = column[name] ?? "";
     return made;
   };
-  const heat = modelOf(column.model || settings.model)?.defaults?.temperature;
-  const budget = amount(column.budget, t("noLimit"), (value) => (column.budget = value), { step: "1", "aria-label": t("budget") });
-  budget.disabled = column.mode === "off";
+  const budget = amount("budget", { step: "1", placeholder: t("noLimit") });
+  const temperature = amount("temperature", { step: "any", max: "100" });
+  const fit = () => {
+    budget.disabled = column.mode === "off";
+    const heat = modelOf(column.model || settings.model)?.defaults[column.mode === "off" ? "off" : "on"]?.temperature;
+    temperature.placeholder = heat === undefined ? t("byModel") : String(heat);
+  };
+  const keep = (name, value) => {
+    column[name] = value;
+    change({ columns });
+    fit();
+  };
+  const remove = () => {
+    columns.splice(index, 1);
+    change({ columns });
+    shown = [];
+    draw();
+    $("add-column").focus();
+  };
+  fit();
   return h("header", { class: "column-head" },
     h("div", { class: "column-title" }, h("strong", {}, `${index + 1}`),
-      columns.length > 1 ? iconButton("close", t("removeColumn", { n: index + 1 }), () => {
-        columns.splice(index, 1);
-        changed();
-        $("add-column").focus();
-      }) : null),
-    field(t("model"), select(models.map((model) => [model.id, model.id + (model.remote ? ` (${t("remote")})` : "")]), column.model || settings.model, (value) => (column.model = value))),
+      h("label", {}, h("span", { class: "hidden" }, t("model")),
+        select(models.map(({ id, remote }) => [id, remote ? `${id} (${t("remote")})` : id]), column.model || settings.model, "model")),
+      columns.length > 1 ? iconButton("close", t("removeColumn", { n: index + 1 }), remove) : null),
     h("div", { class: "field-row" },
-      field(t("mode"), select([["auto", t("mode_auto")], ["on", t("mode_on")], ["off", t("mode_off")]], column.mode, (value) => (column.mode = value))),
+      field(t("mode"), select(["auto", "on", "off"].map((mode) => [mode, t(`mode_${mode}`)]), column.mode, "mode")),
       field(t("budget"), budget),
-      field(t("temperature"), amount(column.temperature, typeof heat === "number" ? String(heat) : t("byModel"), (value) => (column.temperature = value), { step: "0.1", max: "100" }))));
+      field(t("temperature"), temperature)));
 }
 
 /** Mark what was fastest and what took fewest tokens, where that says something. */

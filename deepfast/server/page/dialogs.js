@@ -74,7 +74,7 @@ export function openSettings() {
 function sampling() {
   const defaults = modelOf(settings.model)?.defaults ?? {};
   $("sampling").replaceChildren(...Object.entries(SAMPLING).map(([name, [min, max, step]]) => {
-    const hint = name in defaults && defaults[name] !== null ? shownDefault(defaults[name]) : name === "seed" ? t("random") : t("byModel");
+    const hint = shownDefault(defaults, name) ?? (name === "seed" ? t("random") : t("byModel"));
     const input = h("input", { type: "number", id: `set-${name}`, min: String(min), max: String(max), step: "any", placeholder: hint, inputmode: "decimal" });
     input.value = settings.sampling[name] ?? "";
     const problem = h("span", { class: "problem", role: "alert" });
@@ -92,10 +92,10 @@ function sampling() {
   }));
 }
 
-/** A default may differ between thinking and not: {think, no_think}. */
-function shownDefault(value) {
-  if (typeof value !== "object") return String(value);
-  return value.think === value.no_think ? String(value.think) : `${value.think} / ${value.no_think}`;
+/** The default, or both where it differs between thinking and not. */
+function shownDefault(defaults, name) {
+  const values = ["on", "off"].map((mode) => defaults[mode]?.[name]).filter((value) => value !== undefined && value !== null);
+  return values.length ? [...new Set(values)].join(" / ") : null;
 }
 
 function prices() {

@@ -62,8 +62,9 @@ export function setText(node, text) {
 
 export const number = (value) => new Intl.NumberFormat(language()).format(value);
 
-/** 0.84 s, 12.3 s, 2 min 5 s. */
+/** 84 ms, 0.84 s, 12.3 s, 2 min 5 s. */
 export function seconds(value) {
+  if (value < 0.1) return `${Math.round(value * 1000)} ms`;
   if (value < 60) return `${value.toFixed(value < 10 ? 2 : 1)} s`;
   return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 }

@@ -8,7 +8,7 @@ import * as composer from "./composer.js";
 import * as dialogs from "./dialogs.js";
 import { $, announce, h } from "./dom.js";
 import { setLanguage, t } from "./i18n.js";
-import { loadModels, models } from "./models.js";
+import { loadModels, modelOf, models } from "./models.js";
 import { change, settings } from "./settings.js";
 import * as sidebar from "./sidebar.js";
 import { lasting } from "./store.js";
@@ -21,6 +21,12 @@ function fillModels() {
   $("model").replaceChildren(...models.map(({ id, remote }) => h("option", { value: id }, remote ? `${id} (${t("remote")})` : id)));
   if (!models.some((model) => model.id === settings.model)) change({ model: models[0]?.id ?? "" });
   $("model").value = settings.model;
+  fitModes();
+}
+
+/** A model that always thinks, or never does, has one mode less. */
+function fitModes() {
+  for (const mode of ["on", "off"]) $(`mode-${mode}`).disabled = modelOf(settings.model)?.modes.includes(mode) === false;
 }
 
 /** The models, or a banner until there are any. */
@@ -81,7 +87,7 @@ function start() {
   setLanguage(settings.language);
   connect({ askForKey: dialogs.askForKey, onState: watch });
   dialogs.start(() => {
-    chat.draw();
+    chat.draw(true);
     composer.showBudget();
     if (models.length) fillModels();
   });
@@ -98,7 +104,7 @@ function start() {
     budget: (budget) => steerLater({ action: "budget", budget }),
     editLast: () => !compare.isOpen() && chat.editLast(),
   });
-  $("model").addEventListener("change", () => change({ model: $("model").value }));
+  $("model").addEventListener("change", () => (change({ model: $("model").value }), fitModes()));
   $("compare-toggle").addEventListener("click", () => (compare.isOpen() ? compare.close() : compare.open()));
   $("toggle-sidebar").addEventListener("click", () => toggleSidebar());
   $("scrim").addEventListener("click", () => toggleSidebar(false));

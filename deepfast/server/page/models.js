@@ -11,10 +11,9 @@ export async function loadModels() {
   const answer = await json("/v1/models");
   models = (answer.data ?? []).map((model) => ({
     id: model.id,
-    remote: Boolean(model.remote ?? (model.owned_by && model.owned_by !== "deepfast")),
-    defaults: model.defaults ?? {},
-    context: model.max_context ?? model.max_model_len ?? model.context_length ?? null,
-    kind: model.kind ?? "hybrid",
+    remote: model.owned_by === "remote",
+    modes: model.modes ?? ["on", "off"], // of a remote model nothing is known, so nothing is ruled out
+    defaults: model.defaults ?? {}, // mode -> sampling parameters
   }));
   return models;
 }

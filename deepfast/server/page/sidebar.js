@@ -78,10 +78,10 @@ function item(conversation) {
   const menu = h("details", { class: "menu" },
     h("summary", { class: "icon-button", "aria-label": t("actionsFor", { title }), title: t("more") }, icon("more")),
     h("div", { class: "menu-items" },
-      button(t("rename"), () => rename(conversation), { icon: "edit", class: "menu-item" }),
-      button(t("exportJson"), () => download(`${fileName(conversation)}.json`, transfer.toJson([conversation]), "application/json"), { icon: "download", class: "menu-item" }),
-      button(t("exportMarkdown"), () => download(`${fileName(conversation)}.md`, transfer.toMarkdown(conversation), "text/markdown"), { icon: "download", class: "menu-item" }),
-      button(t("delete"), () => remove(conversation), { icon: "trash", class: "menu-item danger" })));
+      button(t("rename"), () => rename(conversation), { icon: "edit", class: "button menu-item" }),
+      button(t("exportJson"), () => download(`${fileName(conversation)}.json`, transfer.toJson([conversation]), "application/json"), { icon: "download", class: "button menu-item" }),
+      button(t("exportMarkdown"), () => download(`${fileName(conversation)}.md`, transfer.toMarkdown(conversation), "text/markdown"), { icon: "download", class: "button menu-item" }),
+      button(t("delete"), () => remove(conversation), { icon: "trash", class: "button menu-item danger" })));
   menu.addEventListener("click", (event) => event.target.closest(".menu-item") && (menu.open = false));
   menu.addEventListener("toggle", () => menu.open && place(menu));
   return h("li", { "data-id": conversation.id, class: current ? "current" : "" }, openIt, menu);
