@@ -1,8 +1,8 @@
 """Writes the pictures of the documentation: python tests/browser/screenshots.py [FOLDER].
 
-In: a real server with the bundled model, Chromium. Out: PNG files in both themes (default: docs/images); what
-the bundled model cannot say (Markdown, formulas, pictures) is an imported example that says so. Does not know:
-whether they are pretty.
+In: a real server with the bundled model, Chromium. Out: PNG files in both themes (in docs/images, if no other
+folder is named); what the bundled model cannot say (Markdown, formulas, pictures) is an imported example that
+says so. Does not know: whether they are pretty.
 """
 
 from __future__ import annotations
