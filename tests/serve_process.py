@@ -1,4 +1,4 @@
-"""`deepfast serve` in a process of its own, and a client that can be slow, stop reading, or hang up.
+"""A server in a process or a thread of its own, and a client that can be slow, stop reading, or hang up.
 
 In: options of the command; requests. Out: its URL and log while the block runs; replies as they come over the
 wire. Does not know: what the answers mean.
@@ -13,12 +13,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepfast import LLM
+import uvicorn
+
+from deepfast import LLM, AsyncLLM
+from deepfast.config import ServerConfig
+from deepfast.server.app import create_app
+from deepfast.server.logs import Log
+from deepfast.server.service import Service
 
 SERVE = [sys.executable, "-m", "deepfast.cli.main", "serve", "--port", "0"]
 QUESTION = [{"role": "user", "content": "What is 47 * 86?"}]
@@ -70,6 +77,38 @@ def process(*options: str, **environment: str) -> Iterator[Process]:
             popen.kill()
             popen.wait()
             reading.join()
+
+
+@contextmanager
+def here(
+    llm: LLM, config: ServerConfig | None = None, send_buffer: int = 0, log: Log | None = None
+) -> Iterator[tuple[int, Service]]:
+    """The application in a thread of this process: (port, service). send_buffer: bytes that the system
+    takes from the server ahead of a reader."""
+    service = Service({"nano": AsyncLLM(llm)})
+    settings = uvicorn.Config(create_app(service, config, log), log_config=None, timeout_graceful_shutdown=1)
+    running = uvicorn.Server(settings)
+    with socket.socket() as listener:
+        if send_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not running.started:
+            time.sleep(0.005)
+        try:
+            yield listener.getsockname()[1], service
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+def soon(condition: Callable[[], object], seconds: float = 20.0) -> bool:
+    """Does it become true?"""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.005)
+    return bool(condition())
 
 
 class Caller:
