@@ -313,16 +313,24 @@ def test_only_allowed_tools_are_called(client):
         assert {call.function.name for call in done.choices[0].message.tool_calls} == {"add"}
 
 
-def test_one_call_at_most_where_calls_must_not_be_parallel(client):
-    fields: dict[str, Any] = {
-        "tools": TOOLS,
-        "tool_choice": "required",
-        "temperature": 2.0,
+def test_one_call_at_most_where_calls_must_not_be_parallel(client, served):
+    opens = served.service.models["nano"].llm.tokenizer.control_id("<tool_call>")
+    eager: dict[str, Any] = {
+        "logit_bias": {str(opens): 50},
         "reasoning_effort": "none",
+        "max_tokens": 90,
+        "seed": 1,
     }
-    for seed in range(4):
-        done = ask(client, **fields, seed=seed, parallel_tool_calls=False, max_tokens=200)
-        assert len(done.choices[0].message.tool_calls) == 1 and not done.choices[0].message.content
+    many = ask(client, tools=TOOLS, **eager).choices[0]
+    one = ask(client, tools=TOOLS, **eager, parallel_tool_calls=False).choices[0]
+    assert len(many.message.tool_calls) > 1 and len(one.message.tool_calls) == 1
+    assert one.finish_reason == "tool_calls" and one.message.content is None
+
+
+def test_no_calls_without_tools(client, served):
+    opens = served.service.models["nano"].llm.tokenizer.control_id("<tool_call>")
+    message = ask(client, logit_bias={str(opens): 100}, max_tokens=20).choices[0].message
+    assert message.tool_calls is None and "<tool_call>" not in message.content
 
 
 def test_a_call_that_is_cut_off_is_the_same_streamed_and_whole(client):
