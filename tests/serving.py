@@ -1,6 +1,7 @@
 """A real server on a free port of 127.0.0.1, in a thread of this process.
 
-In: an application, or a model. Out: its URL while the block runs. Does not know: what it serves.
+In: an application, or models and settings. Out: its URL while the block runs. Does not know: what it serves,
+what is asked.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import uvicorn
 
 from deepfast import LLM, AsyncLLM
+from deepfast.config import ServerConfig
 from deepfast.server.app import create_app
 from deepfast.server.service import Service
 
@@ -27,12 +30,24 @@ class Served(NamedTuple):
     llm: LLM
 
 
+@dataclass(frozen=True)
+class Serving:
+    """A server that runs. url: without a slash at its end."""
+
+    url: str
+    app: Any
+    service: Service
+
+
 @contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """Serve an application; yields its URL."""
-    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=2)
+def listening(app: Any, send_buffer: int = 0) -> Iterator[str]:
+    """Serve an application; yields its URL. send_buffer: bytes that the system takes from the server ahead
+    of a reader."""
+    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     with socket.socket() as sock:
+        if send_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         sock.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
@@ -51,6 +66,25 @@ def served(llm: LLM, **service: Any) -> Iterator[Served]:
     made = Service({llm.name: AsyncLLM(llm)}, **service)
     with listening(create_app(made)) as url:
         yield Served(url, made, llm)
+
+
+@contextmanager
+def serving(
+    models: Mapping[str, Any] | None = None,
+    config: ServerConfig | None = None,
+    *,
+    store: Any = None,
+    max_requests: int = 80,
+) -> Iterator[Serving]:
+    """Serve models by name; the bundled model, unless told, is called "nano"."""
+    own = LLM() if models is None else None
+    service = Service(models or {"nano": AsyncLLM(own)}, max_requests=max_requests)
+    app = create_app(service, config)
+    app.state.store = store
+    with listening(app) as url:
+        yield Serving(url, app, service)
+    if own is not None:
+        own.close()
 
 
 def at_rest(llm: LLM, seconds: float = 10.0) -> bool:

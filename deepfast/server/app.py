@@ -30,6 +30,7 @@ ROUTERS: tuple[str, ...] = (
     "meta",
     "openai_chat",
     "completions",
+    "responses",
     "anthropic",
 )  # modules of this folder, each with a `router`
 
