@@ -39,5 +39,5 @@ sanitize: setup  ## kernel tests under AddressSanitizer and UBSan
 avx512: setup  ## kernel tests of the AVX-512 path, emulated where the machine lacks it
 	bash tests/emulate_avx512.sh $(BIN)/python
 
-serve:  ## the server is not written yet; say so instead of pretending
-	@echo "There is no server yet: 'deepfast chat' talks in the terminal." >&2; exit 1
+serve: setup  ## the APIs and the chat page on http://127.0.0.1:8000, with the bundled model
+	$(BIN)/deepfast serve

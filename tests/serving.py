@@ -1,7 +1,6 @@
-"""A server in a thread, for tests that talk to it as clients do.
+"""A real server on a free port of 127.0.0.1, in a thread of this process.
 
-In: models by name (the bundled one, unless told), settings. Out: its URL, while the `with` block lasts.
-Does not know: what is asked.
+In: an application, or a model. Out: its URL while the block runs. Does not know: what it serves.
 """
 
 from __future__ import annotations
@@ -9,52 +8,54 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 
 from deepfast import LLM, AsyncLLM
-from deepfast.config import ServerConfig
 from deepfast.server.app import create_app
 from deepfast.server.service import Service
 
 
-@dataclass(frozen=True)
-class Serving:
-    """A server that runs. url: without a slash at its end."""
+class Served(NamedTuple):
+    """url: without /v1."""
 
     url: str
-    app: Any
     service: Service
+    llm: LLM
 
 
 @contextmanager
-def serving(
-    models: Mapping[str, Any] | None = None,
-    config: ServerConfig | None = None,
-    *,
-    store: Any = None,
-    max_requests: int = 80,
-) -> Iterator[Serving]:
-    """Serve on a free port of 127.0.0.1 until the block is left; the bundled model is called "nano"."""
-    own = LLM() if models is None else None
-    service = Service(models or {"nano": AsyncLLM(own)}, max_requests=max_requests)
-    app = create_app(service, config)
-    app.state.store = store
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.005)
-        yield Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", app, service)
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
-        if own is not None:
-            own.close()
+def listening(app: Any) -> Iterator[str]:
+    """Serve an application; yields its URL."""
+    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def served(llm: LLM, **service: Any) -> Iterator[Served]:
+    """Serve one loaded model under its own name."""
+    made = Service({llm.name: AsyncLLM(llm)}, **service)
+    with listening(create_app(made)) as url:
+        yield Served(url, made, llm)
+
+
+def at_rest(llm: LLM, seconds: float = 10.0) -> bool:
+    """Waits until nothing runs; True when nobody owns a block."""
+    deadline = time.monotonic() + seconds
+    while llm.engine.is_busy and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return llm.engine.scheduler.pool.num_free == llm.engine.scheduler.pool.num_blocks

@@ -51,9 +51,13 @@ def model_option(command: Command) -> Command:
 
 def engine_options(command: Command) -> Command:
     """Which model, in which weight format, with how many threads, context and KV format."""
+    return _add(command, model_option, tuning_options)
+
+
+def tuning_options(command: Command) -> Command:
+    """The same without the model."""
     return _add(
         command,
-        model_option,
         click.option("--quantize", type=click.Choice(["q8", "q4"]), help="Quantise weights while loading."),
         click.option("--threads", type=positive, metavar="N", help="Worker threads. Default: one per core."),
         click.option("--context", type=positive, metavar="N", help="Positions a conversation may have."),
@@ -178,9 +182,9 @@ def _spelled(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def engine_config(options: Options) -> EngineConfig:
-    """The engine settings that were given, over the library's defaults."""
-    given = {"threads": options["threads"], "max_context": options["context"], "kv": options["kv"]}
+def engine_config(options: Options, **more: Any) -> EngineConfig:
+    """The engine settings that were given, over the library's defaults; more: those of one command alone."""
+    given = {"threads": options["threads"], "max_context": options["context"], "kv": options["kv"], **more}
     return EngineConfig(**{name: value for name, value in given.items() if value is not None})
 
 
