@@ -20,7 +20,7 @@ from typing import Any
 
 from deepfast import LLM
 
-SERVE = [sys.executable, "-m", "deepfast.cli.main", "serve", "--port", "0"]
+SERVE = [sys.executable, "-m", "deepfast.cli.main", "serve", "--port", "0", "--no-store"]
 QUESTION = [{"role": "user", "content": "What is 47 * 86?"}]
 PATIENCE = 60  # seconds: far more than anything here takes
 
