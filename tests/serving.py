@@ -1,7 +1,6 @@
 """A real server on a free port of 127.0.0.1, in a thread of this process.
 
-In: an application, or models and settings. Out: its URL while the block runs. Does not know: what it serves,
-what is asked.
+In: an application, or a model. Out: its URL while the block runs. Does not know: what it serves.
 """
 
 from __future__ import annotations
@@ -9,15 +8,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import uvicorn
 
 from deepfast import LLM, AsyncLLM
-from deepfast.config import ServerConfig
 from deepfast.server.app import create_app
 from deepfast.server.service import Service
 
@@ -28,15 +25,6 @@ class Served(NamedTuple):
     url: str
     service: Service
     llm: LLM
-
-
-@dataclass(frozen=True)
-class Serving:
-    """A server that runs. url: without a slash at its end."""
-
-    url: str
-    app: Any
-    service: Service
 
 
 @contextmanager
@@ -66,25 +54,6 @@ def served(llm: LLM, **service: Any) -> Iterator[Served]:
     made = Service({llm.name: AsyncLLM(llm)}, **service)
     with listening(create_app(made)) as url:
         yield Served(url, made, llm)
-
-
-@contextmanager
-def serving(
-    models: Mapping[str, Any] | None = None,
-    config: ServerConfig | None = None,
-    *,
-    store: Any = None,
-    max_requests: int = 80,
-) -> Iterator[Serving]:
-    """Serve models by name; the bundled model, unless told, is called "nano"."""
-    own = LLM() if models is None else None
-    service = Service(models or {"nano": AsyncLLM(own)}, max_requests=max_requests)
-    app = create_app(service, config)
-    app.state.store = store
-    with listening(app) as url:
-        yield Serving(url, app, service)
-    if own is not None:
-        own.close()
 
 
 def at_rest(llm: LLM, seconds: float = 10.0) -> bool:
