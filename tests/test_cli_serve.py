@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         raise RuntimeError("it serves")
 
     monkeypatch.setattr("deepfast.cli.serve._serve", served)
-    return lambda *args: CliRunner().invoke(cli, ["serve", "--port", "0", *args])
+    return lambda *args: CliRunner().invoke(cli, ["serve", "--port", "0", "--no-store", *args])
 
 
 def test_it_says_what_it_will_use(run: Run) -> None:

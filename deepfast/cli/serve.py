@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from ..server.store import Store
 
 DEFAULTS = ServerConfig()
-PACKAGES = ("fastapi", "pydantic", "uvicorn", "prometheus_client", "httpx")  # of the extra, those that tell
+PACKAGES = (  # of the extra `server`
+    *("fastapi", "pydantic", "uvicorn", "prometheus_client", "httpx"),
+    *("markdown_it", "mdit_py_plugins", "latex2mathml", "pygments", "nh3"),
+)
 FLUSH_SECONDS = 5  # for last bytes on their way to clients, after all answers have ended
 KEEP_ALIVE = 75  # seconds that an idle connection stays open: longer than clients keep one
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
