@@ -98,7 +98,7 @@ def question(rng: random.Random) -> dict[str, Any]:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": asked}]}
     if rng.random() < 0.3:
         body["enable_thinking"] = False
-    if rng.random() < 0.2:
+    elif rng.random() < 0.2:
         body["thinking_budget"] = rng.randrange(64)
     if rng.random() < 0.2:
         turns = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
