@@ -107,12 +107,12 @@ class Draws(Body):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
-    max_tokens: Count | None = Field(None, description="new tokens at most, those of the thought included")
 
 
 class ChatDraws(Draws, Controls):
     """What may differ between the variants of one chat request."""
 
+    max_tokens: Count | None = Field(None, description="new tokens at most, those of the thought included")
     max_completion_tokens: Count | None = Field(None, description="as max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -184,6 +184,7 @@ class CompletionRequest(Draws, Labels):
     }
     ONLY = RULES
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: Count | None = None
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     best_of: int | None = None
@@ -306,18 +307,24 @@ def param_of(error: Exception, path: str) -> str | None:
         return error.param
     found = re.match(r"(?:the )?(\w+)", str(error))
     word = found[1] if found else ""
-    model, names = _FIELDS.get(path, (ChatRequest, {}))
+    fields, names = _FIELDS.get(path, ({}, {}))
     word = names.get(word, word)
-    return word if word in model.model_fields else None
+    return word if word in fields else None
 
 
-_FIELDS: dict[str, tuple[type[Body], dict[str, str]]] = {  # path -> its body, and words for its fields
+# Path -> the fields of its body, and what our texts call them.
+_FIELDS: dict[str, tuple[Mapping[str, Any], dict[str, str]]] = {
     "/v1/chat/completions": (
-        ChatRequest,
+        ChatRequest.model_fields,
         {"message": "messages", "there": "messages", "prompt": "messages", "tool": "tools"},
     ),
-    "/v1/completions": (CompletionRequest, {}),
+    "/v1/completions": (CompletionRequest.model_fields, {}),
 }
+
+
+def name_fields(path: str, body: type[Body], words: dict[str, str]) -> None:
+    """Let errors at this path name fields of `body`. words: what our texts call them -> their names."""
+    _FIELDS[path] = (body.model_fields, words)
 
 
 def shown(value: Any) -> str:
