@@ -27,7 +27,7 @@ from deepfast.server.app import create_app
 from deepfast.server.logs import Log
 from deepfast.server.service import Service
 
-SERVE = [sys.executable, "-m", "deepfast.cli.main", "serve", "--port", "0"]
+SERVE = [sys.executable, "-m", "deepfast.cli.main", "serve", "--port", "0", "--no-store"]
 QUESTION = [{"role": "user", "content": "What is 47 * 86?"}]
 PATIENCE = 60  # seconds: far more than anything here takes
 

@@ -10,9 +10,12 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import serving
+from serving import Served, listening
 
+from deepfast import LLM, AsyncLLM
+from deepfast.server.app import create_app
 from deepfast.server.schema import ChatRequest, Controls
+from deepfast.server.service import Service
 from deepfast.thinking.controls import CONTROL_FIELDS
 from deepfast.types import EngineError
 
@@ -38,8 +41,10 @@ TOOLS = [
 
 @pytest.fixture(scope="module")
 def served():
-    with serving() as server:
-        yield server
+    with LLM() as llm:
+        service = Service({"nano": AsyncLLM(llm)})
+        with listening(create_app(service)) as url:
+            yield Served(url, service, llm)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +229,7 @@ def test_logprobs_of_every_token_and_its_rivals(client):
 
 
 def test_what_is_banned_by_bias_is_not_written(client, served):
-    tokenizer = served.service.models["nano"].llm.tokenizer
+    tokenizer = served.llm.tokenizer
     (four,) = tokenizer.encode("4")
     done = ask(client, logit_bias={str(four): -100}, reasoning_effort="none", temperature=0, max_tokens=4)
     assert "4" not in done.choices[0].message.content
@@ -314,7 +319,7 @@ def test_only_allowed_tools_are_called(client):
 
 
 def test_one_call_at_most_where_calls_must_not_be_parallel(client, served):
-    opens = served.service.models["nano"].llm.tokenizer.control_id("<tool_call>")
+    opens = served.llm.tokenizer.control_id("<tool_call>")
     eager: dict[str, Any] = {
         "logit_bias": {str(opens): 50},
         "reasoning_effort": "none",
@@ -328,7 +333,7 @@ def test_one_call_at_most_where_calls_must_not_be_parallel(client, served):
 
 
 def test_no_calls_without_tools(client, served):
-    opens = served.service.models["nano"].llm.tokenizer.control_id("<tool_call>")
+    opens = served.llm.tokenizer.control_id("<tool_call>")
     message = ask(client, logit_bias={str(opens): 100}, max_tokens=20).choices[0].message
     assert message.tool_calls is None and "<tool_call>" not in message.content
 
@@ -420,7 +425,7 @@ def test_labels_and_nulls_change_nothing(client):
 
 
 def test_an_error_in_mid_stream_is_an_event(client, served, monkeypatch):
-    backend = served.service.models["nano"].llm.engine.runner.backend
+    backend = served.llm.engine.runner.backend
     real, steps = backend.sample, 0
 
     def failing(*args: Any) -> Any:
@@ -466,7 +471,7 @@ def test_a_raw_prompt_is_read_and_answered_whole(client, served):
     done = complete(client)
     assert done.choices[0].text.startswith("<think>\n") and done.choices[0].text.endswith("</think>\n\n4042")
     assert done.choices[0].finish_reason == "stop" and done.id.startswith("cmpl-")
-    ids = served.service.models["nano"].llm.tokenizer.encode(RAW, control=True)
+    ids = served.llm.tokenizer.encode(RAW, control=True)
     assert done.usage.prompt_tokens == len(ids)
     assert complete(client, prompt=ids).choices[0].text == done.choices[0].text
     assert len(complete(client, max_tokens=openai.omit).choices[0].text) < len(done.choices[0].text)

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..engine.llm import LLM
     from ..server.logs import Log
     from ..server.service import Model, Service
+    from ..server.store import Store
 
 DEFAULTS = ServerConfig()
 PACKAGES = ("fastapi", "pydantic", "uvicorn", "prometheus_client", "httpx")  # of the extra, those that tell
@@ -97,6 +98,13 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
     metavar="S",
     help="What running answers get to finish when the server is stopped.",
 )
+@click.option(
+    "--store",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File that keeps answers of /v1/responses. Default: responses.sqlite3 in ~/.local/state/deepfast.",
+)
+@click.option("--store-limit", type=positive, metavar="N", help="Keep the last N answers. Default: 1000.")
+@click.option("--no-store", is_flag=True, help="Keep no answers.")
 @click.option("--log-prompts", is_flag=True, help="Put what clients send into the log.")
 @click.option(
     "--log-format",
@@ -120,12 +128,13 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     with _bind(config.host, config.port) as listener:  # before minutes of loading
         url = _url(config.host, listener.getsockname()[1])
         _warn(config, log)
-        loaded = _load(_named(models), options, config, log)
-        try:
-            _serve(loaded, config, listener, url, log)
-        finally:
-            for llm in loaded.values():
-                llm.close()
+        with _store(options, log) as store:
+            loaded = _load(_named(models), options, config, log)
+            try:
+                _serve(loaded, config, listener, url, log, store)
+            finally:
+                for llm in loaded.values():
+                    llm.close()
 
 
 def _check_installed() -> None:
@@ -157,6 +166,26 @@ def server_config(options: dict[str, Any]) -> ServerConfig:
         cors=options["cors"],
         hosts=hosts,
     )
+
+
+@contextlib.contextmanager
+def _store(options: dict[str, Any], log: Log) -> Iterator[Store | None]:
+    """Where answers of /v1/responses are kept; None for nowhere. Raises UsageError for a file that cannot be
+    used."""
+    from ..server.store import KEPT, Store, default_path
+
+    if options["no_store"]:
+        if options["store"] is not None or options["store_limit"] is not None:
+            raise UsageError("--no-store keeps nothing: drop --store and --store-limit, or --no-store.")
+        yield None
+        return
+    store = Store(options["store"] or default_path(), options["store_limit"] or KEPT)
+    try:
+        text = f"answers of /v1/responses are kept in {store.path}, the last {store.kept} (--no-store: none)"
+        log.say("info", text)
+        yield store
+    finally:
+        store.close()
 
 
 def _named(models: Iterable[str]) -> dict[str, str | None]:
@@ -236,7 +265,14 @@ def _load(
     return loaded
 
 
-def _serve(loaded: dict[str, LLM], config: ServerConfig, listener: socket.socket, url: str, log: Log) -> None:
+def _serve(
+    loaded: dict[str, LLM],
+    config: ServerConfig,
+    listener: socket.socket,
+    url: str,
+    log: Log,
+    store: Store | None,
+) -> None:
     """Answer until a signal comes and all is over."""
     from ..engine.llm import AsyncLLM
     from ..server.app import create_app
@@ -245,7 +281,7 @@ def _serve(loaded: dict[str, LLM], config: ServerConfig, listener: socket.socket
     models: dict[str, Model] = {name: AsyncLLM(llm) for name, llm in loaded.items()}
     room = sum(llm.requests.settings.max_running for llm in loaded.values()) + config.max_queue
     service = Service(models, max_requests=room)
-    app = create_app(service, config, log)
+    app = create_app(service, config, log, store)
     logging.getLogger().addHandler(forward := _forward(log))
     try:
         names = ", ".join(models)

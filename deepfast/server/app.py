@@ -24,18 +24,26 @@ from .errors import error_body as error_body
 from .logs import Log, note_running
 from .metrics import Metrics
 from .service import Service
+from .store import Store
 from .streaming import ClientGone
 
 ROUTERS: tuple[str, ...] = (
     "meta",
     "openai_chat",
     "completions",
+    "responses",
     "anthropic",
 )  # modules of this folder, each with a `router`
 
 
-def create_app(service: Service, config: ServerConfig | None = None, log: Log | None = None) -> FastAPI:
-    """The application. `request.app.state` holds `service`, `config` and `metrics`."""
+def create_app(
+    service: Service,
+    config: ServerConfig | None = None,
+    log: Log | None = None,
+    store: Store | None = None,
+) -> FastAPI:
+    """The application. `request.app.state` holds `service`, `config`, `metrics` and `store`. store: where
+    answers of /v1/responses are kept; None keeps none."""
     settings = config or ServerConfig()
     log = log or Log(settings.log_format)
     # No page of documentation: FastAPI's loads its scripts from elsewhere.
@@ -44,6 +52,7 @@ def create_app(service: Service, config: ServerConfig | None = None, log: Log | 
     )
     metrics = Metrics(service)
     app.state.service, app.state.config, app.state.metrics = service, settings, metrics
+    app.state.store = store
     service.max_tokens = settings.max_tokens
     service.listeners += [metrics.note_running, note_running]
     for name in ROUTERS:
