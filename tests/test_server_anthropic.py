@@ -13,7 +13,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from endpoints import Served, at_rest, listening, served
+from serving import Served, at_rest, listening, served
 
 from deepfast import LLM, Thinking
 from deepfast.server import anthropic as api
