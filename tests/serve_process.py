@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
+from serving import listening
 
 from deepfast import LLM, AsyncLLM
 from deepfast.config import ServerConfig
@@ -83,24 +83,10 @@ def process(*options: str, **environment: str) -> Iterator[Process]:
 def here(
     llm: LLM, config: ServerConfig | None = None, send_buffer: int = 0, log: Log | None = None
 ) -> Iterator[tuple[int, Service]]:
-    """The application in a thread of this process: (port, service). send_buffer: bytes that the system
-    takes from the server ahead of a reader."""
+    """The application in a thread of this process: (port, service)."""
     service = Service({"nano": AsyncLLM(llm)})
-    settings = uvicorn.Config(create_app(service, config, log), log_config=None, timeout_graceful_shutdown=1)
-    running = uvicorn.Server(settings)
-    with socket.socket() as listener:
-        if send_buffer:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not running.started:
-            time.sleep(0.005)
-        try:
-            yield listener.getsockname()[1], service
-        finally:
-            running.should_exit = True
-            thread.join()
+    with listening(create_app(service, config, log), send_buffer) as url:
+        yield int(url.rpartition(":")[2]), service
 
 
 def soon(condition: Callable[[], object], seconds: float = 20.0) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         raise RuntimeError("it serves")
 
     monkeypatch.setattr("deepfast.cli.serve._serve", served)
-    return lambda *args: CliRunner().invoke(cli, ["serve", "--port", "0", *args])
+    return lambda *args: CliRunner().invoke(cli, ["serve", "--port", "0", "--no-store", *args])
 
 
 def test_it_says_what_it_will_use(run: Run) -> None:
@@ -72,7 +73,7 @@ def test_several_models_are_counted_together() -> None:
 
 def test_the_plan_is_what_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
-    monkeypatch.setattr(module, "_serve", lambda models, *_: loaded.extend(models.values()))
+    monkeypatch.setattr(module, "_serve", lambda models, *_: loaded.extend(m.llm for m in models.values()))
     done = run("--context", "512", "--kv", "q8", "--max-running", "3", "--max-tokens", "9", "--threads", "1")
     assert done.exit_code == 0, done.stderr
     settings = loaded[0].requests.settings
@@ -93,6 +94,8 @@ def test_the_plan_is_what_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -
         (["--context", "999999"], 2, "beyond the model's 2048"),
         (["--api-key", "two words"], 2, "without spaces"),
         (["--port", "99999"], 2, "--port"),
+        (["--remote", "http://127.0.0.1:9/v1"], 2, "is no remote model"),
+        (["--remote", "deepfast-nano=http://127.0.0.1:9/v1"], 2, "two models are named"),
     ],
 )
 def test_wrong_options_are_one_line(run: Run, options: list[str], code: int, said: str) -> None:
@@ -130,6 +133,22 @@ def test_keys_come_from_options_a_file_and_the_environment(tmp_path: Path) -> No
             with Caller(server.port, "/v1/models", x_api_key=key) as call:
                 assert call.begin().status == (401 if key in ("# ours", "wrong") else 200)
         assert "from-" not in "".join(server.log)
+
+
+def test_a_remote_model_is_one_more(tmp_path: Path) -> None:
+    with process("--api-key", "there") as far:
+        remote = f"far=http://127.0.0.1:{far.port}/v1,model=deepfast-nano,dialect=deepfast,key=FAR_KEY"
+        with process("--remote", remote, FAR_KEY="there") as near:
+            with Caller(near.port, "/v1/models") as call:
+                assert [card["id"] for card in call.json()["data"]] == ["deepfast-nano", "far"]
+            body = {"model": "far", "messages": [{"role": "user", "content": "What is 2 + 3?"}]}
+            with Caller(near.port, "/v1/chat/completions", body) as call:
+                assert call.json()["choices"][0]["message"]["content"].strip() == "5"
+            with Caller(near.port, "/tokenize", {"model": "far", "prompt": "x"}) as call:
+                assert "runs elsewhere" in call.json()["error"]["message"]
+            near.popen.send_signal(signal.SIGTERM)
+            assert near.wait() == 0
+        assert "there" not in "".join(near.log)
 
 
 def test_a_file_without_keys_is_refused(run: Run, tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ def client(llm: LLM, lines: io.StringIO) -> TestClient:
     return TestClient(application(llm, lines))
 
 
+def test_a_dead_engine_is_no_health() -> None:
+    llm = LLM()
+    client = TestClient(application(llm))
+    llm.close()
+    reply = client.get("/health")
+    assert (reply.status_code, reply.json()["status"]) == (503, "failed")
+    refused = client.post(CHAT, json={"messages": QUESTION})
+    assert refused.status_code == 500 and "engine is closed" in refused.json()["error"]["message"]
+
+
 # --- who may enter ---
 
 
