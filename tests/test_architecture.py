@@ -46,7 +46,7 @@ DOORS = {  # third-party module -> the only places it may be imported
     "latex2mathml": {"server/render.py"},
     "pygments": {"server/render.py"},
     "nh3": {"server/render.py"},
-    "httpx": {"client.py"},
+    "httpx": {"client.py", "cli/batch.py"},
     "mcp": {"agent/mcp.py"},
     "huggingface_hub": {"model/hub.py"},
 }
