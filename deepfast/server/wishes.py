@@ -145,6 +145,12 @@ def grammar_of(body: ChatDraws) -> Grammar | None:
     return next(iter(grammars.values()), None)
 
 
+def grammar_field(body: ChatRequest) -> str | None:
+    """The name of the field that says what the answer must match."""
+    found = [name for name in GRAMMARS if getattr(body, name) is not None]
+    return found[0] if found else "variants" if body.variants else None
+
+
 def format_grammar(value: Mapping[str, Any], where: str) -> Grammar | None:
     """OpenAI's formats: text, json_object, json_schema (nested in chats, flat in responses)."""
     field, nested = where.partition(".")[0], where == "response_format"
