@@ -90,7 +90,7 @@ class Turn:
     async def keep(self, response: dict[str, Any]) -> None:
         """Put the answer into the store, if it is to be kept."""
         if self.store is not None:
-            conversation = [*self.before, *self.input, *response["output"]]
+            conversation = [*self.before, *self.input, *as_items(response["output"])]
             await self.store.put(Stored(response, self.input, conversation))
 
 
