@@ -1,4 +1,4 @@
-"""`deepfast serve` in a process of its own, and a client that can be slow, stop reading, or hang up.
+"""A server in a process or a thread of its own, and a client that can be slow, stop reading, or hang up.
 
 In: options of the command; requests. Out: its URL and log while the block runs; replies as they come over the
 wire. Does not know: what the answers mean.
@@ -13,12 +13,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepfast import LLM
+from serving import listening
+
+from deepfast import LLM, AsyncLLM
+from deepfast.config import ServerConfig
+from deepfast.server.app import create_app
+from deepfast.server.logs import Log
+from deepfast.server.service import Service
 
 SERVE = [sys.executable, "-m", "deepfast.cli.main", "serve", "--port", "0", "--no-store"]
 QUESTION = [{"role": "user", "content": "What is 47 * 86?"}]
@@ -70,6 +77,24 @@ def process(*options: str, **environment: str) -> Iterator[Process]:
             popen.kill()
             popen.wait()
             reading.join()
+
+
+@contextmanager
+def here(
+    llm: LLM, config: ServerConfig | None = None, send_buffer: int = 0, log: Log | None = None
+) -> Iterator[tuple[int, Service]]:
+    """The application in a thread of this process: (port, service)."""
+    service = Service({"nano": AsyncLLM(llm)})
+    with listening(create_app(service, config, log), send_buffer) as url:
+        yield int(url.rpartition(":")[2]), service
+
+
+def soon(condition: Callable[[], object], seconds: float = 20.0) -> bool:
+    """Does it become true?"""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.005)
+    return bool(condition())
 
 
 class Caller:

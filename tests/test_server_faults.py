@@ -9,20 +9,14 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
-from serve_process import Caller, Process, endless, ends, process
+from serve_process import Caller, Process, endless, ends, here, process, soon
 from serving import at_rest
 
-from deepfast import LLM, AsyncLLM
+from deepfast import LLM
 from deepfast.config import ServerConfig
-from deepfast.server.app import create_app
-from deepfast.server.service import Service
 
 CHAT = "/v1/chat/completions"
 
@@ -43,37 +37,6 @@ def server() -> Iterator[Process]:
             assert call.json()["status"] == "ok"
         log = "".join(running.log)
         assert '"level": "error"' not in log and "Traceback" not in log
-
-
-@contextmanager
-def here(llm: LLM, config: ServerConfig | None = None, send_buffer: int = 0) -> Iterator[tuple[int, Service]]:
-    """The application in a thread of this process: (port, service). send_buffer: bytes that the system
-    takes from the server ahead of a reader."""
-    service = Service({"nano": AsyncLLM(llm)})
-    settings = uvicorn.Config(create_app(service, config), log_config=None, timeout_graceful_shutdown=1)
-    running = uvicorn.Server(settings)
-    with socket.socket() as listener:
-        if send_buffer:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not running.started:
-            time.sleep(0.005)
-        try:
-            yield listener.getsockname()[1], service
-        finally:
-            running.should_exit = True
-            thread.join()
-
-
-def soon(condition: object, seconds: float = 20.0) -> bool:
-    """Does it become true?"""
-    assert callable(condition)
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.005)
-    return bool(condition())
 
 
 KEY = {"x_api_key": "first-key"}

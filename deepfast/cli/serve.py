@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from ..server.store import Store
 
 DEFAULTS = ServerConfig()
-PACKAGES = ("fastapi", "pydantic", "uvicorn", "prometheus_client", "httpx")  # of the extra, those that tell
+PACKAGES = (  # of the extra `server`
+    *("fastapi", "pydantic", "uvicorn", "prometheus_client", "httpx"),
+    *("markdown_it", "mdit_py_plugins", "latex2mathml", "pygments", "nh3"),
+)
 FLUSH_SECONDS = 5  # for last bytes on their way to clients, after all answers have ended
 KEEP_ALIVE = 75  # seconds that an idle connection stays open: longer than clients keep one
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
@@ -61,6 +64,13 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
     f"answers where none is named. Default: {ENV_MODEL}, or the model that comes with Deepfast.",
 )
 @tuning_options
+@click.option(
+    "--remote",
+    multiple=True,
+    metavar="NAME=URL[,..]",
+    help="A model at another endpoint of OpenAI's chat API (URL up to /v1). After commas may follow "
+    "model=ID, dialect=WORD, key=VARIABLE (that holds the key), timeout=S. Repeatable.",
+)
 @click.option("--host", default=DEFAULTS.host, show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULTS.port, show_default=True, help="0: any free one."
@@ -121,6 +131,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     deepfast serve -m small=~/models/Qwen3-0.6B -m ~/models/Qwen3-4B-q4 --port 8080
     """
     _check_installed()
+    from ..engine.llm import AsyncLLM
     from ..server.logs import Log
 
     config = server_config(options)
@@ -129,9 +140,12 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         url = _url(config.host, listener.getsockname()[1])
         _warn(config, log)
         with _store(options, log) as store:
-            loaded = _load(_named(models), options, config, log)
+            named = _named(models)
+            remotes = _remotes(options["remote"], named)
+            loaded = _load(named, options, config, log)
+            local = {name: AsyncLLM(llm) for name, llm in loaded.items()}
             try:
-                _serve(loaded, config, listener, url, log, store)
+                _serve({**local, **remotes}, config, listener, url, log, store)
             finally:
                 for llm in loaded.values():
                     llm.close()
@@ -265,8 +279,21 @@ def _load(
     return loaded
 
 
+def _remotes(given: Iterable[str], taken: Container[str]) -> dict[str, Model]:
+    """Models at other endpoints. Raises UsageError for a name that comes twice, and what is no endpoint."""
+    from ..client import Endpoint, RemoteModel
+
+    found: dict[str, Model] = {}
+    for text in given:
+        name, endpoint = Endpoint.parse(text)
+        if name in found or name in taken:
+            raise UsageError(f"two models are named {name!r}. Give the remote one another name.")
+        found[name] = RemoteModel(endpoint)
+    return found
+
+
 def _serve(
-    loaded: dict[str, LLM],
+    models: dict[str, Model],
     config: ServerConfig,
     listener: socket.socket,
     url: str,
@@ -278,14 +305,14 @@ def _serve(
     from ..server.app import create_app
     from ..server.service import Service
 
-    models: dict[str, Model] = {name: AsyncLLM(llm) for name, llm in loaded.items()}
-    room = sum(llm.requests.settings.max_running for llm in loaded.values()) + config.max_queue
+    local = [model.llm for model in models.values() if isinstance(model, AsyncLLM)]
+    room = sum(llm.requests.settings.max_running for llm in local) + config.max_queue
     service = Service(models, max_requests=room)
     app = create_app(service, config, log, store)
     logging.getLogger().addHandler(forward := _forward(log))
     try:
-        names = ", ".join(models)
-        server = _uvicorn(app, lambda: log.say("info", f"ready: {url} serves {names}; Ctrl-C stops", url=url))
+        text = f"ready: {url} is the chat page, {url}/v1 the APIs; models: {', '.join(models)}; Ctrl-C stops"
+        server = _uvicorn(app, lambda: log.say("info", text, url=url))
         asyncio.run(_until_stopped(server, service, config, listener, log))
     finally:
         logging.getLogger().removeHandler(forward)
@@ -352,3 +379,6 @@ async def _until_stopped(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told, number)
     await server.serve(sockets=[listener])
+    for model in service.models.values():
+        if hasattr(model, "aclose"):  # a remote one
+            await model.aclose()

@@ -7,6 +7,7 @@ it is reached (cli/serve.py).
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +16,6 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from .. import __version__
 from ..config import ServerConfig
 from ..types import DeepfastError
 from .access import Body, Front, Gate
@@ -48,7 +48,11 @@ def create_app(
     log = log or Log(settings.log_format)
     # No page of documentation: FastAPI's loads its scripts from elsewhere.
     app = FastAPI(
-        title="Deepfast", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="Deepfast",
+        version=importlib.metadata.version("deepfast"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     metrics = Metrics(service)
     app.state.service, app.state.config, app.state.metrics = service, settings, metrics
