@@ -28,11 +28,14 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """Serve an application; yields its URL."""
-    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=2)
+def listening(app: Any, send_buffer: int = 0) -> Iterator[str]:
+    """Serve an application; yields its URL. send_buffer: bytes that the system takes from the server ahead
+    of a reader."""
+    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     with socket.socket() as sock:
+        if send_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         sock.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()

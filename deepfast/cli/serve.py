@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -32,9 +32,13 @@ if TYPE_CHECKING:
     from ..engine.llm import LLM
     from ..server.logs import Log
     from ..server.service import Model, Service
+    from ..server.store import Store
 
 DEFAULTS = ServerConfig()
-PACKAGES = ("fastapi", "pydantic", "uvicorn", "prometheus_client", "httpx")  # of the extra, those that tell
+PACKAGES = (  # of the extra `server`
+    *("fastapi", "pydantic", "uvicorn", "prometheus_client", "httpx"),
+    *("markdown_it", "mdit_py_plugins", "latex2mathml", "pygments", "nh3"),
+)
 FLUSH_SECONDS = 5  # for last bytes on their way to clients, after all answers have ended
 KEEP_ALIVE = 75  # seconds that an idle connection stays open: longer than clients keep one
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
@@ -60,6 +64,13 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
     f"answers where none is named. Default: {ENV_MODEL}, or the model that comes with Deepfast.",
 )
 @tuning_options
+@click.option(
+    "--remote",
+    multiple=True,
+    metavar="NAME=URL[,..]",
+    help="A model at another endpoint of OpenAI's chat API (URL up to /v1). After commas may follow "
+    "model=ID, dialect=WORD, key=VARIABLE (that holds the key), timeout=S. Repeatable.",
+)
 @click.option("--host", default=DEFAULTS.host, show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULTS.port, show_default=True, help="0: any free one."
@@ -97,6 +108,13 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
     metavar="S",
     help="What running answers get to finish when the server is stopped.",
 )
+@click.option(
+    "--store",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File that keeps answers of /v1/responses. Default: responses.sqlite3 in ~/.local/state/deepfast.",
+)
+@click.option("--store-limit", type=positive, metavar="N", help="Keep the last N answers. Default: 1000.")
+@click.option("--no-store", is_flag=True, help="Keep no answers.")
 @click.option("--log-prompts", is_flag=True, help="Put what clients send into the log.")
 @click.option(
     "--log-format",
@@ -113,6 +131,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     deepfast serve -m small=~/models/Qwen3-0.6B -m ~/models/Qwen3-4B-q4 --port 8080
     """
     _check_installed()
+    from ..engine.llm import AsyncLLM
     from ..server.logs import Log
 
     config = server_config(options)
@@ -120,12 +139,16 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     with _bind(config.host, config.port) as listener:  # before minutes of loading
         url = _url(config.host, listener.getsockname()[1])
         _warn(config, log)
-        loaded = _load(_named(models), options, config, log)
-        try:
-            _serve(loaded, config, listener, url, log)
-        finally:
-            for llm in loaded.values():
-                llm.close()
+        with _store(options, log) as store:
+            named = _named(models)
+            remotes = _remotes(options["remote"], named)
+            loaded = _load(named, options, config, log)
+            local = {name: AsyncLLM(llm) for name, llm in loaded.items()}
+            try:
+                _serve({**local, **remotes}, config, listener, url, log, store)
+            finally:
+                for llm in loaded.values():
+                    llm.close()
 
 
 def _check_installed() -> None:
@@ -157,6 +180,26 @@ def server_config(options: dict[str, Any]) -> ServerConfig:
         cors=options["cors"],
         hosts=hosts,
     )
+
+
+@contextlib.contextmanager
+def _store(options: dict[str, Any], log: Log) -> Iterator[Store | None]:
+    """Where answers of /v1/responses are kept; None for nowhere. Raises UsageError for a file that cannot be
+    used."""
+    from ..server.store import KEPT, Store, default_path
+
+    if options["no_store"]:
+        if options["store"] is not None or options["store_limit"] is not None:
+            raise UsageError("--no-store keeps nothing: drop --store and --store-limit, or --no-store.")
+        yield None
+        return
+    store = Store(options["store"] or default_path(), options["store_limit"] or KEPT)
+    try:
+        text = f"answers of /v1/responses are kept in {store.path}, the last {store.kept} (--no-store: none)"
+        log.say("info", text)
+        yield store
+    finally:
+        store.close()
 
 
 def _named(models: Iterable[str]) -> dict[str, str | None]:
@@ -236,20 +279,40 @@ def _load(
     return loaded
 
 
-def _serve(loaded: dict[str, LLM], config: ServerConfig, listener: socket.socket, url: str, log: Log) -> None:
+def _remotes(given: Iterable[str], taken: Container[str]) -> dict[str, Model]:
+    """Models at other endpoints. Raises UsageError for a name that comes twice, and what is no endpoint."""
+    from ..client import Endpoint, RemoteModel
+
+    found: dict[str, Model] = {}
+    for text in given:
+        name, endpoint = Endpoint.parse(text)
+        if name in found or name in taken:
+            raise UsageError(f"two models are named {name!r}. Give the remote one another name.")
+        found[name] = RemoteModel(endpoint)
+    return found
+
+
+def _serve(
+    models: dict[str, Model],
+    config: ServerConfig,
+    listener: socket.socket,
+    url: str,
+    log: Log,
+    store: Store | None,
+) -> None:
     """Answer until a signal comes and all is over."""
     from ..engine.llm import AsyncLLM
     from ..server.app import create_app
     from ..server.service import Service
 
-    models: dict[str, Model] = {name: AsyncLLM(llm) for name, llm in loaded.items()}
-    room = sum(llm.requests.settings.max_running for llm in loaded.values()) + config.max_queue
+    local = [model.llm for model in models.values() if isinstance(model, AsyncLLM)]
+    room = sum(llm.requests.settings.max_running for llm in local) + config.max_queue
     service = Service(models, max_requests=room)
-    app = create_app(service, config, log)
+    app = create_app(service, config, log, store)
     logging.getLogger().addHandler(forward := _forward(log))
     try:
-        names = ", ".join(models)
-        server = _uvicorn(app, lambda: log.say("info", f"ready: {url} serves {names}; Ctrl-C stops", url=url))
+        text = f"ready: {url} is the chat page, {url}/v1 the APIs; models: {', '.join(models)}; Ctrl-C stops"
+        server = _uvicorn(app, lambda: log.say("info", text, url=url))
         asyncio.run(_until_stopped(server, service, config, listener, log))
     finally:
         logging.getLogger().removeHandler(forward)
@@ -316,3 +379,6 @@ async def _until_stopped(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told, number)
     await server.serve(sockets=[listener])
+    for model in service.models.values():
+        if hasattr(model, "aclose"):  # a remote one
+            await model.aclose()

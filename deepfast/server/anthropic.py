@@ -93,19 +93,6 @@ class TokenCount(BaseModel):
     input_tokens: int
 
 
-class ErrorReply(BaseModel):
-    """Every answer that is no success."""
-
-    type: Literal["error"]
-    error: dict[str, str]
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorReply, "description": "The request cannot be honoured; the text says why."},
-    "5XX": {"model": ErrorReply, "description": "The engine failed."},
-}
-
-
 class Wish(NamedTuple):
     """A request, understood. hidden: the thought is not shown. eager: tools whose input is streamed."""
 
@@ -114,7 +101,7 @@ class Wish(NamedTuple):
     eager: frozenset[str]
 
 
-@router.post("/v1/messages", response_model=MessageReply, responses=ERRORS)
+@router.post("/v1/messages", response_model=MessageReply)
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation; `stream` sends the answer as it is written."""
     wish = understood(body)
@@ -136,7 +123,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     return Response(text, media_type="application/json")
 
 
-@router.post("/v1/messages/count_tokens", response_model=TokenCount, responses=ERRORS)
+@router.post("/v1/messages/count_tokens", response_model=TokenCount)
 async def count_tokens(body: Prompt, request: Request) -> TokenCount:
     """How many tokens the prompt of such a message has, cached ones included."""
     service: Service = request.app.state.service

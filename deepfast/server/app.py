@@ -7,6 +7,7 @@ it is reached (cli/serve.py).
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +16,6 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from .. import __version__
 from ..config import ServerConfig
 from ..types import DeepfastError
 from .access import Body, Front, Gate
@@ -24,27 +24,40 @@ from .errors import error_body as error_body
 from .logs import Log, note_running
 from .metrics import Metrics
 from .service import Service
+from .store import Store
 from .streaming import ClientGone
 
 ROUTERS: tuple[str, ...] = (
     "meta",
     "openai_chat",
     "completions",
+    "responses",
     "anthropic",
     "web",
 )  # modules of this folder, each with a `router`
 
 
-def create_app(service: Service, config: ServerConfig | None = None, log: Log | None = None) -> FastAPI:
-    """The application. `request.app.state` holds `service`, `config` and `metrics`."""
+def create_app(
+    service: Service,
+    config: ServerConfig | None = None,
+    log: Log | None = None,
+    store: Store | None = None,
+) -> FastAPI:
+    """The application. `request.app.state` holds `service`, `config`, `metrics` and `store`. store: where
+    answers of /v1/responses are kept; None keeps none."""
     settings = config or ServerConfig()
     log = log or Log(settings.log_format)
     # No page of documentation: FastAPI's loads its scripts from elsewhere.
     app = FastAPI(
-        title="Deepfast", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="Deepfast",
+        version=importlib.metadata.version("deepfast"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     metrics = Metrics(service)
     app.state.service, app.state.config, app.state.metrics = service, settings, metrics
+    app.state.store = store
     service.max_tokens = settings.max_tokens
     service.listeners += [metrics.note_running, note_running]
     for name in ROUTERS:

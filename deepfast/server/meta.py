@@ -7,6 +7,7 @@ controls), with our extensions. Does not know: how answers are asked for.
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -42,7 +43,7 @@ class Health(BaseModel):
 
 class ModelCard(BaseModel):
     """One model, for clients of OpenAI and of Anthropic at once. modes: what `thinking` may be; defaults: the
-    sampling parameters of each mode. Nothing but the first four is known of a remote model."""
+    sampling parameters of each mode; both are unknown of a remote model, as is all about its lengths."""
 
     id: str
     object: Literal["model"] = "model"
@@ -50,6 +51,7 @@ class ModelCard(BaseModel):
     owned_by: Literal["deepfast", "remote"]
     type: Literal["model"] = "model"
     display_name: str
+    created_at: str
     context_length: int | None = None
     max_model_len: int | None = None
     max_output_tokens: int | None = None
@@ -211,23 +213,18 @@ def _card(request: Request, name: str) -> ModelCard:
     service = _service(request)
     local = service.models[name]
     created = int(service.since)
+    stamp = datetime.fromtimestamp(created, UTC).isoformat()
+    card = ModelCard(id=name, display_name=name, created=created, created_at=stamp, owned_by="remote")
     if not isinstance(local, AsyncLLM):
-        return ModelCard(id=name, created=created, owned_by="remote", display_name=name)
+        return card
     llm = local.llm
     modes = _modes(llm)
     defaults = {"on": as_dict(THINK_DEFAULTS), "off": as_dict(NO_THINK_DEFAULTS)}
     limit = request.app.state.config.max_tokens
-    return ModelCard(
-        id=name,
-        created=created,
-        owned_by="deepfast",
-        display_name=name,
-        context_length=llm.max_context,
-        max_model_len=llm.max_context,
-        max_output_tokens=min(limit or llm.max_context, llm.max_context),
-        modes=modes,
-        defaults={mode: defaults[mode] for mode in modes},
-    )
+    known: dict[str, Any] = {"owned_by": "deepfast", "modes": modes}
+    known |= {"context_length": llm.max_context, "max_model_len": llm.max_context}
+    known |= {"max_output_tokens": min(limit or llm.max_context, llm.max_context)}
+    return card.model_copy(update={**known, "defaults": {mode: defaults[mode] for mode in modes}})
 
 
 def _modes(llm: LLM) -> list[str]:

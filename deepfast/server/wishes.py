@@ -145,35 +145,39 @@ def grammar_of(body: ChatDraws) -> Grammar | None:
     return next(iter(grammars.values()), None)
 
 
-def format_grammar(value: Mapping[str, Any], field: str) -> Grammar | None:
-    """OpenAI's formats: text, json_object, json_schema (as in chats; or flat, as in responses)."""
+def grammar_field(body: ChatRequest) -> str | None:
+    """The name of the field that says what the answer must match."""
+    found = [name for name in GRAMMARS if getattr(body, name) is not None]
+    return found[0] if found else "variants" if body.variants else None
+
+
+def format_grammar(value: Mapping[str, Any], where: str) -> Grammar | None:
+    """OpenAI's formats: text, json_object, json_schema (nested in chats, flat in responses)."""
+    field, nested = where.partition(".")[0], where == "response_format"
     kind = value.get("type")
     if kind not in ("text", "json_object", "json_schema"):
         raise FieldError(
-            field, f"{field}.type={shown(kind)} is unknown. Use 'text', 'json_object' or 'json_schema'."
+            field, f"{where}.type={shown(kind)} is unknown. Use 'text', 'json_object' or 'json_schema'."
         )
     if kind != "json_schema":
-        _only(value, {"type"}, field)
+        _only(value, {"type"}, where)
         return Grammar("json_schema", '{"type": "object"}') if kind == "json_object" else None
     inner: Any = value
-    if field == "response_format":
-        _only(value, {"type", "json_schema"}, field)
-        inner, field_of = value.get("json_schema"), "response_format.json_schema"
-    else:
-        field_of = field
+    if nested:
+        _only(value, {"type", "json_schema"}, where)
+        inner, where = value.get("json_schema"), "response_format.json_schema"
     if not isinstance(inner, Mapping):
-        raise FieldError(field, f"{field_of}={shown(inner)} is no object. Give name and schema.")
-    known = {"name", "schema", "strict", "description"} | ({"type"} if inner is value else set())
-    _only(inner, known, field_of, field)
+        raise FieldError(field, f"{where}={shown(inner)} is no object. Give name and schema.")
+    _only(inner, {"name", "schema", "strict", "description"} | (set() if nested else {"type"}), where)
     if inner.get("description"):
-        raise FieldError(field, f"{field_of}.description is not shown to the model. Put it into a message.")
+        raise FieldError(field, f"{where}.description is not shown to the model. Put it into a message.")
     if inner.get("strict") not in (None, True, False):
-        raise FieldError(field, f"{field_of}.strict={shown(inner['strict'])} is not true or false.")
+        raise FieldError(field, f"{where}.strict={shown(inner['strict'])} is not true or false.")
     if inner.get("name") is not None and not isinstance(inner["name"], str):
-        raise FieldError(field, f"{field_of}.name={shown(inner['name'])} is no text.")
+        raise FieldError(field, f"{where}.name={shown(inner['name'])} is no text.")
     schema = inner.get("schema")
     if not isinstance(schema, Mapping):
-        raise FieldError(field, f"{field_of}.schema={shown(schema)} is no JSON schema. Give an object.")
+        raise FieldError(field, f"{where}.schema={shown(schema)} is no JSON schema. Give an object.")
     return Grammar("json_schema", json.dumps(schema))
 
 
@@ -235,13 +239,13 @@ def chosen_tools(
         if not isinstance(inner, Mapping) or not isinstance(inner.get("tools"), list):
             raise FieldError("tool_choice", "tool_choice.allowed_tools holds no tools. List some.")
         allowed = [_named(item) for item in inner["tools"]]
-        known = [tool["function"]["name"] for tool in shaped]
+        known = [tool["function"].get("name") for tool in shaped]
         if missing := [name for name in allowed if name not in known]:
             raise FieldError(
                 "tool_choice",
                 f"tool_choice allows {shown(missing[0])}, which is not among the tools. Give it there.",
             )
-        shaped = [tool for tool in shaped if tool["function"]["name"] in allowed]
+        shaped = [tool for tool in shaped if tool["function"].get("name") in allowed]
         choice = inner.get("mode", "auto")
         if choice not in ("auto", "required"):
             raise FieldError(
@@ -250,8 +254,13 @@ def chosen_tools(
     word = choice if isinstance(choice, str) else "auto" if choice is None else _named(choice)
     if isinstance(choice, str) and choice not in ("auto", "none", "required"):
         raise FieldError("tool_choice", f"tool_choice={shown(choice)} is not 'auto', 'none' or 'required'.")
-    if not isinstance(choice, str) and choice is not None and word in ("auto", "none", "required"):
-        raise FieldError("tool_choice", f"a tool must not be called {word!r} to be chosen. Rename it.")
+    if isinstance(choice, Mapping):
+        if word in ("auto", "none", "required"):
+            raise FieldError("tool_choice", f"a tool must not be called {word!r} to be chosen. Rename it.")
+        if word not in (tool["function"].get("name") for tool in shaped):
+            raise FieldError(
+                "tool_choice", f"tool_choice {shown(word)} is not among the tools. Give it there."
+            )
     return (shaped, word) if shaped else (None, "none" if word == "auto" else word)
 
 
@@ -294,7 +303,7 @@ def _tool(tool: Mapping[str, Any], number: int) -> dict[str, Any]:
 # --- messages ---
 
 
-def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def chat_messages(messages: Sequence[dict[str, Any]], field: str = "messages") -> list[dict[str, Any]]:
     """The messages with each run of tool results in the order of the calls they answer: the templates tell
     results apart by their order alone. Raises FieldError for a result that answers no call, and for a name
     that no template can show."""
@@ -303,13 +312,13 @@ def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     run: list[tuple[int, dict[str, Any]]] = []
     for number, message in enumerate(messages):
         if message.get("role") == "tool":
-            run.append((_place(message, calls, number), message))
+            run.append((_place(message, calls, f"message {number}", field), message))
             continue
         ordered += [result for _, result in sorted(run, key=lambda item: item[0])]
         run = []
         if message.get("name") is not None:
             text = f"message {number}: name is not shown to the model. Write it into the content."
-            raise FieldError("messages", text)
+            raise FieldError(field, text)
         made = message.get("tool_calls")
         if message.get("role") == "assistant" and isinstance(made, list):
             calls = [call.get("id") for call in made if isinstance(call, Mapping)]
@@ -317,14 +326,14 @@ def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return ordered + [result for _, result in sorted(run, key=lambda item: item[0])]
 
 
-def _place(message: Mapping[str, Any], calls: list[Any], number: int) -> int:
+def _place(message: Mapping[str, Any], calls: list[Any], where: str, field: str) -> int:
     call_id = message.get("tool_call_id")
     if call_id is None or not any(calls):
         return len(calls)  # nothing to match: such results keep their own order
     if call_id not in calls:
         raise FieldError(
-            "messages",
-            f"message {number}: tool_call_id {shown(call_id)} is not among the calls before it. "
+            field,
+            f"{where}: the call id {shown(call_id)} is not among the calls before it. "
             "Give the id of the call that it answers.",
         )
     return calls.index(call_id)
