@@ -130,9 +130,9 @@ def thinking(options: Options) -> Thinking:
     if mode == "off" and given:
         name, value = next(iter(given.items()))
         raise ControlError(
-            f"{_spelled(name)} {value} needs a thought and --no-think forbids it. Drop one of them."
+            f"{spelled(name)} {value} needs a thought and --no-think forbids it. Drop one of them."
         )
-    return Thinking(mode=mode, **given, source=", ".join([*switch, *map(_spelled, given)]))
+    return Thinking(mode=mode, **given, source=", ".join([*switch, *map(spelled, given)]))
 
 
 def tools(options: Options) -> tuple[list[dict[str, Any]] | None, str]:
@@ -178,7 +178,8 @@ def _json(option: str, value: str) -> tuple[str, Any]:
         raise UsageError(f"{where} is no JSON: {error}. Correct it.") from error
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """An option as it is typed."""
     return "--" + name.replace("_", "-")
 
 
