@@ -98,7 +98,7 @@ def test_variants_override_the_request(client):
     assert refused(client, extra_body=body, n=2).param == "n"
     bad = refused(client, extra_body={"variants": [{}, {"temperature": -1}]})
     assert bad.param == "variants" and "variant 1: temperature=-1" in bad.message
-    assert refused(client, extra_body={"variants": [{"n": 2}]}).param is not None
+    assert refused(client, extra_body={"variants": [{"n": 2}]}).param == "variants"
 
 
 @pytest.mark.parametrize(
