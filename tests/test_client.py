@@ -66,7 +66,7 @@ def endless(here: Served) -> Variant:
     """A thought that nobody ends but the caller."""
     ids = here.llm.requests.ids
     never = {token: -100.0 for token in (ids.think_close, *ids.stops) if token is not None}
-    return Variant(SamplingParams(max_tokens=1500, logit_bias=never), LONG)
+    return Variant(SamplingParams(max_tokens=1000, logit_bias=never), LONG)
 
 
 @asynccontextmanager
@@ -155,7 +155,7 @@ def test_a_remote_thought_is_steered(here: Served) -> None:
         async with remote(ours(here)) as model:
             (stream,) = await model.open([{"role": "user", "content": ASK}], [endless(here)])
             await stream.extend_thought(5)
-            await stream.set_budget(900)
+            await stream.set_budget(800)
             await stream.hint("the sum is 7")
             await stream.end_thought()
             items = [item async for item in stream]
@@ -263,6 +263,7 @@ def test_other_spellings_of_an_answer() -> None:
     ("lines", "told"),
     [
         ([chunk(content="We")], "broke off in the middle"),
+        (['{"choices": []}'], "sent no chat completion as a stream"),
         (["data: {"], "no chunk of a chat completion"),
         (['data: {"choices": 3}'], "no chunk of a chat completion"),
         (["data: 7"], "no chunk of a chat completion"),
