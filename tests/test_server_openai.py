@@ -154,7 +154,7 @@ SAMPLING = st.fixed_dictionaries(
 
 
 @given(fields=SAMPLING)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_chunks_joined_are_the_answer(client, fields):
     whole = as_joined(ask(client, **fields))
     assert joined(ask(client, **fields, stream=True)) == whole
@@ -279,6 +279,13 @@ def test_the_client_parses_what_it_asked_for(client):
     assert isinstance(done.choices[0].message.parsed, Product)
 
 
+def test_the_clients_own_stream_helper_reads_the_chunks(client):
+    with client.chat.completions.stream(model="nano", messages=QUESTION, temperature=0) as stream:
+        kinds = {event.type for event in stream}
+        assert stream.get_final_completion().choices[0].message.content == "4042"
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+
+
 def test_a_tool_is_called_and_its_result_read(client):
     done = ask(client, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "add"}}, seed=1)
     choice = done.choices[0]
@@ -376,7 +383,7 @@ def test_a_call_that_is_cut_off_is_the_same_streamed_and_whole(client):
         ({"logit_bias": {"four": 1}}, "logit_bias"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
-        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "div"}}}, "tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "div"}}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"extra_body": {"chat_template_kwargs": {"shout": True}}}, "chat_template_kwargs"),

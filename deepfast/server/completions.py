@@ -22,7 +22,7 @@ from ..engine.llm import AsyncLLM
 from ..types import Completion, DeepfastError, SamplingParams, TokenLogprob
 from .openai_chat import DONE, check_count, check_options, error_event
 from .openai_reply import BytesOf, finite, timing, usage
-from .schema import ERRORS, CompletionReply, CompletionRequest, FieldError
+from .schema import STREAMED, CompletionReply, CompletionRequest, FieldError
 from .service import RawAsk, Running, Service
 from .streaming import event, stream, unless_gone
 from .wishes import draw_params
@@ -41,7 +41,7 @@ class Prompts:
     each: int
 
 
-@router.post("/v1/completions", response_model=CompletionReply, responses=ERRORS)
+@router.post("/v1/completions", response_model=CompletionReply, responses=STREAMED)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue one or several texts, or ids; `stream` sends the text as it is written."""
     service: Service = request.app.state.service

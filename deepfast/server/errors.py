@@ -91,9 +91,9 @@ def answer_error(request: Request, error: Exception) -> Response:
         status, headers = error.status_code, dict(error.headers or {})
         text = _of_http(request, error)
     elif isinstance(error, NotFound):
-        status, param = 404, param_of(error, request.url.path)
+        status, param = 404, param_of(error, request)
     elif isinstance(error, UsageError):
-        status, param = 400, param_of(error, request.url.path)
+        status, param = 400, param_of(error, request)
     elif isinstance(error, Overloaded):
         status = 503 if isinstance(error, ShuttingDown) else 429
         headers = {"Retry-After": str(error.retry_after)}

@@ -17,21 +17,22 @@ from starlette.responses import JSONResponse, Response
 from ..engine.llm import AsyncLLM
 from ..types import Completion, DeepfastError, UsageError
 from .openai_reply import BytesOf, Choice, timing, usage
-from .schema import ERRORS, ChatReply, ChatRequest, FieldError, StreamOptions
+from .schema import STREAMED, ChatReply, ChatRequest, FieldError, StreamOptions
 from .service import Ask, Model, Running, Service
 from .streaming import event, stream, unless_gone
-from .wishes import chat_ask
+from .wishes import chat_ask, grammar_field
 
 router = APIRouter()
 DONE = event("[DONE]")
 
 
-@router.post("/v1/chat/completions", response_model=ChatReply, responses=ERRORS)
+@router.post("/v1/chat/completions", response_model=ChatReply, responses=STREAMED)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation; `stream` sends the answer as it is written."""
     service: Service = request.app.state.service
     check_options(body.stream, body.stream_options)
     ask = chat_ask(body)
+    request.state.grammar_field = grammar_field(body)  # for errors of its compilation
     check_count(service, len(ask.variants), "n" if body.variants is None else "variants")
     bytes_of = token_bytes(service.model(body.model)[1], ask)
     entering = service.run(body.model, ask)

@@ -20,6 +20,7 @@ from .schema import (
     Labels,
     Reply,
     StreamOptions,
+    chat_words,
     name_fields,
     shown,
 )
@@ -160,11 +161,5 @@ def check_query(request: Request, known: Collection[str]) -> None:
             raise FieldError(name, f"the query parameter {shown(name)} is not supported here. {what}")
 
 
-WORDS = {
-    "message": "input",
-    "there": "input",
-    "prompt": "input",
-    "tool": "tools",
-    "max_tokens": "max_output_tokens",
-}
+WORDS = chat_words("input") | {"max_tokens": "max_output_tokens", "no": "previous_response_id"}
 name_fields("/v1/responses", ResponseRequest, WORDS)

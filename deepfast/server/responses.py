@@ -21,7 +21,7 @@ from .openai_reply import BytesOf, extensions, timing
 from .response_events import Writer
 from .response_items import Item, as_items, as_messages
 from .response_schema import DeletedReply, ItemsReply, ResponseReply, ResponseRequest, check_query
-from .schema import ERRORS, FieldError
+from .schema import STREAMED, FieldError
 from .service import Ask, NotFound, Running, Service
 from .store import Store, Stored
 from .streaming import event, stream, unless_gone
@@ -90,14 +90,15 @@ class Turn:
     async def keep(self, response: dict[str, Any]) -> None:
         """Put the answer into the store, if it is to be kept."""
         if self.store is not None:
-            conversation = [*self.before, *self.input, *response["output"]]
+            conversation = [*self.before, *self.input, *as_items(response["output"])]
             await self.store.put(Stored(response, self.input, conversation))
 
 
-@router.post("/v1/responses", response_model=ResponseReply, responses=ERRORS)
+@router.post("/v1/responses", response_model=ResponseReply, responses=STREAMED)
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     """Answer an input, or go on from an earlier answer; `stream` sends typed events."""
     turn = await _read(body, request)
+    request.state.grammar_field = "text"  # for errors of its compilation
     service: Service = request.app.state.service
     entering = service.run(body.model, turn.ask, prefix="resp")
     if body.stream:
@@ -118,14 +119,14 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     return JSONResponse(await unless_gone(request, whole()))
 
 
-@router.get("/v1/responses/{response_id}", response_model=ResponseReply, responses=ERRORS)
+@router.get("/v1/responses/{response_id}", response_model=ResponseReply)
 async def get_response(response_id: str, request: Request) -> Response:
     """An answer that was kept, as it was sent."""
     check_query(request, {})
     return JSONResponse((await _kept(request, response_id)).response)
 
 
-@router.delete("/v1/responses/{response_id}", response_model=DeletedReply, responses=ERRORS)
+@router.delete("/v1/responses/{response_id}", response_model=DeletedReply)
 async def delete_response(response_id: str, request: Request) -> Response:
     """Forget an answer. Answers that went on from it keep what they were told."""
     check_query(request, {})
@@ -134,7 +135,7 @@ async def delete_response(response_id: str, request: Request) -> Response:
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
-@router.get("/v1/responses/{response_id}/input_items", response_model=ItemsReply, responses=ERRORS)
+@router.get("/v1/responses/{response_id}/input_items", response_model=ItemsReply)
 async def get_input_items(
     response_id: str, request: Request, limit: int = 20, order: str = "desc", after: str | None = None
 ) -> Response:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.requests import Request
 
 from ..types import UsageError
 
@@ -264,24 +265,9 @@ class CompletionReply(Reply):
     timing: dict[str, float]
 
 
-class ErrorDetail(BaseModel):
-    """What went wrong. param: the field at fault."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorReply(BaseModel):
-    """Every answer that is no success."""
-
-    error: ErrorDetail
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorReply, "description": "The request cannot be honoured; the text says why."},
-    "5XX": {"model": ErrorReply, "description": "The engine failed."},
+_EVENTS = {"schema": {"type": "string"}}
+STREAMED: dict[int | str, dict[str, Any]] = {  # what a route says of itself that can also stream
+    200: {"description": "The answer, or its stream.", "content": {"text/event-stream": _EVENTS}}
 }
 
 
@@ -301,23 +287,34 @@ def explain(error: RequestValidationError, path: str) -> tuple[str, str | None] 
     return f"{name}={shown(first['input'])} is not understood. It {told}.", name
 
 
-def param_of(error: Exception, path: str) -> str | None:
+def param_of(error: Exception, request: Request) -> str | None:
     """The field that an error's text begins with: every text of ours names the value first."""
     if isinstance(error, FieldError):
         return error.param
-    found = re.match(r"(?:the )?(\w+)", str(error))
+    found = re.match(r"(?:the |a )?((?:\d+|one) new token|\w+)", str(error))
     word = found[1] if found else ""
-    fields, names = _FIELDS.get(path, ({}, {}))
+    fields, names = _FIELDS.get(request.url.path, ({}, {}))
+    if word in ("JSON", "regex", "Lark"):
+        return getattr(request.state, "grammar_field", None)
+    if word.endswith(" new token"):
+        word = "max_tokens"
     word = names.get(word, word)
     return word if word in fields else None
 
 
-# Path -> the fields of its body, and what our texts call them.
+def chat_words(messages: str) -> dict[str, str]:
+    """What our texts about a conversation begin with -> the field that is meant."""
+    told = {
+        messages: ("message", "there", "prompt", "chat"),
+        "tools": ("tool", "two", "schema", "parameters", "list", "this"),
+        "thinking": ("mode", "budget", "min_tokens", "soft_landing", "answer_reserve"),
+    }
+    return {word: field for field, words in told.items() for word in words}
+
+
+# Path -> the fields of its body, and words for them.
 _FIELDS: dict[str, tuple[Mapping[str, Any], dict[str, str]]] = {
-    "/v1/chat/completions": (
-        ChatRequest.model_fields,
-        {"message": "messages", "there": "messages", "prompt": "messages", "tool": "tools"},
-    ),
+    "/v1/chat/completions": (ChatRequest.model_fields, chat_words("messages")),
     "/v1/completions": (CompletionRequest.model_fields, {}),
 }
 

@@ -125,7 +125,9 @@ class Store:
 
     def _delete(self, id: str) -> bool:
         with self._file:
-            return self._file.execute("DELETE FROM answers WHERE id = ?", (id,)).rowcount > 0
+            found = self._file.execute("DELETE FROM answers WHERE id = ?", (id,)).rowcount > 0
+        self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # nor in the log beside the file
+        return found
 
 
 def default_path() -> Path:

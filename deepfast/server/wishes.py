@@ -145,6 +145,12 @@ def grammar_of(body: ChatDraws) -> Grammar | None:
     return next(iter(grammars.values()), None)
 
 
+def grammar_field(body: ChatRequest) -> str | None:
+    """The name of the field that says what the answer must match."""
+    found = [name for name in GRAMMARS if getattr(body, name) is not None]
+    return found[0] if found else "variants" if body.variants else None
+
+
 def format_grammar(value: Mapping[str, Any], where: str) -> Grammar | None:
     """OpenAI's formats: text, json_object, json_schema (nested in chats, flat in responses)."""
     field, nested = where.partition(".")[0], where == "response_format"
@@ -233,13 +239,13 @@ def chosen_tools(
         if not isinstance(inner, Mapping) or not isinstance(inner.get("tools"), list):
             raise FieldError("tool_choice", "tool_choice.allowed_tools holds no tools. List some.")
         allowed = [_named(item) for item in inner["tools"]]
-        known = [tool["function"]["name"] for tool in shaped]
+        known = [tool["function"].get("name") for tool in shaped]
         if missing := [name for name in allowed if name not in known]:
             raise FieldError(
                 "tool_choice",
                 f"tool_choice allows {shown(missing[0])}, which is not among the tools. Give it there.",
             )
-        shaped = [tool for tool in shaped if tool["function"]["name"] in allowed]
+        shaped = [tool for tool in shaped if tool["function"].get("name") in allowed]
         choice = inner.get("mode", "auto")
         if choice not in ("auto", "required"):
             raise FieldError(
@@ -248,8 +254,13 @@ def chosen_tools(
     word = choice if isinstance(choice, str) else "auto" if choice is None else _named(choice)
     if isinstance(choice, str) and choice not in ("auto", "none", "required"):
         raise FieldError("tool_choice", f"tool_choice={shown(choice)} is not 'auto', 'none' or 'required'.")
-    if not isinstance(choice, str) and choice is not None and word in ("auto", "none", "required"):
-        raise FieldError("tool_choice", f"a tool must not be called {word!r} to be chosen. Rename it.")
+    if isinstance(choice, Mapping):
+        if word in ("auto", "none", "required"):
+            raise FieldError("tool_choice", f"a tool must not be called {word!r} to be chosen. Rename it.")
+        if word not in (tool["function"].get("name") for tool in shaped):
+            raise FieldError(
+                "tool_choice", f"tool_choice {shown(word)} is not among the tools. Give it there."
+            )
     return (shaped, word) if shaped else (None, "none" if word == "auto" else word)
 
 
