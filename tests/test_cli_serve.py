@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from serve_process import Caller, process
+from serve_process import Caller, here, process
 
+from deepfast import LLM
 from deepfast.backend import machine
 from deepfast.cli import serve as module
 from deepfast.cli.main import cli
 from deepfast.cli.memory import plan
-from deepfast.config import EngineConfig
+from deepfast.config import EngineConfig, ServerConfig
 from deepfast.types import UsageError
 
 Run = Callable[..., Result]
@@ -124,20 +125,31 @@ def test_an_open_door_to_others_is_warned_of(run: Run) -> None:
     assert "has no API key" not in run().stderr
 
 
-def test_keys_come_from_options_a_file_and_the_environment(tmp_path: Path) -> None:
-    file = tmp_path / "keys"
-    file.write_text("# ours\nfrom-file\n\n other-file \n")
-    options = ("--api-key", "from-option", "--api-key-file", str(file))
-    with process(*options, DEEPFAST_API_KEYS="from-env, more-env") as server:
-        for key in ("from-option", "from-file", "other-file", "from-env", "more-env", "# ours", "wrong"):
-            with Caller(server.port, "/v1/models", x_api_key=key) as call:
-                assert call.begin().status == (401 if key in ("# ours", "wrong") else 200)
-        assert "from-" not in "".join(server.log)
+def test_keys_come_from_options_a_file_and_the_environment(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ServerConfig] = []
+    monkeypatch.setattr(module, "_serve", lambda models, config, *_: made.append(config))
+    monkeypatch.setenv("DEEPFAST_API_KEYS", "from-env, more-env,")
+    (tmp_path / "keys").write_text("# ours\nfrom-file\n\n other-file \n")
+    done = run("--api-key", "from-option", "--api-key-file", str(tmp_path / "keys"))
+    assert made[0].api_keys == ("from-option", "from-file", "other-file", "from-env", "more-env")
+    assert made[0].hosts == () and "from-" not in done.stderr
 
 
-def test_a_remote_model_is_one_more(tmp_path: Path) -> None:
-    with process("--api-key", "there") as far:
-        remote = f"far=http://127.0.0.1:{far.port}/v1,model=deepfast-nano,dialect=deepfast,key=FAR_KEY"
+def test_without_keys_only_names_of_this_machine_are_served(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ServerConfig] = []
+    monkeypatch.setattr(module, "_serve", lambda models, config, *_: made.append(config))
+    run("--allow-host", "mine.local")
+    run("--host", "0.0.0.0")
+    assert [config.hosts for config in made] == [("127.0.0.1", "localhost", "::1", "mine.local"), ()]
+
+
+def test_a_remote_model_is_one_more() -> None:
+    with LLM() as llm, here(llm, ServerConfig(api_keys=("there",))) as (far, _):
+        remote = f"far=http://127.0.0.1:{far}/v1,model=nano,dialect=deepfast,key=FAR_KEY"
         with process("--remote", remote, FAR_KEY="there") as near:
             with Caller(near.port, "/v1/models") as call:
                 assert [card["id"] for card in call.json()["data"]] == ["deepfast-nano", "far"]
