@@ -33,6 +33,7 @@ ROUTERS: tuple[str, ...] = (
     "completions",
     "responses",
     "anthropic",
+    "web",
 )  # modules of this folder, each with a `router`
 
 
