@@ -1,4 +1,4 @@
-"""Anthropic's shapes and ours: conversations, tools and blocks; what is sent is understood or refused by name.
+"""Anthropic's shapes and ours: conversations, tools, blocks; whatever is sent is read, or refused by name.
 
 In: JSON and Deltas, made up. Out: contracts of the translation. Does not know: HTTP, models.
 """
