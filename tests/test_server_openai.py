@@ -25,7 +25,7 @@ SCHEMA = {
 
 
 def test_an_answer_with_its_thought(client):
-    done = ask(client)
+    done = ask(client, temperature=0)
     message = done.choices[0].message
     assert message.content == "4042" and done.choices[0].finish_reason == "stop"
     assert message.reasoning == message.reasoning_content and message.reasoning.endswith("=4042")

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx
 import openai
 import pytest
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params as response_params
 from openai_chats import QUESTION, TOOLS, as_joined, ask, refused
 from starlette.testclient import TestClient
 
 from deepfast.server.app import create_app
+from deepfast.server.response_schema import ResponseRequest
+from deepfast.server.schema import ChatRequest, CompletionRequest
 from deepfast.server.service import Service
 from deepfast.types import EngineError
+
+
+@pytest.mark.parametrize(
+    ("body", "api"),
+    [(ChatRequest, chat_params), (CompletionRequest, completion_params), (ResponseRequest, response_params)],
+)
+def test_every_field_that_the_client_knows_is_honoured_or_refused_by_name(body, api):
+    fields = {
+        name
+        for kind in ("CompletionCreateParams", "ResponseCreateParams")
+        for way in ("Streaming", "NonStreaming")
+        if hasattr(api, kind + way)
+        for name in get_type_hints(getattr(api, kind + way))
+    }
+    assert len(fields) > 15 and not body.model_fields.keys() & body.REFUSED.keys()
+    assert fields <= body.model_fields.keys() | body.REFUSED.keys()
 
 
 @pytest.mark.parametrize(
@@ -36,6 +57,7 @@ from deepfast.types import EngineError
         ({"n": 81}, "n"),
         ({"stop": [""]}, "stop"),
         ({"max_tokens": 10**6}, "max_tokens"),
+        ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
         ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"logit_bias": {"four": 1}}, "logit_bias"),

@@ -296,6 +296,8 @@ def param_of(error: Exception, request: Request) -> str | None:
         return getattr(request.state, "grammar_field", None)
     if word.endswith(" new token"):
         word = "max_tokens"
+    if word == "max_tokens":
+        word = getattr(request.state, "limit_field", word)
     word = names.get(word, word)
     return word if word in fields else None
 
