@@ -122,6 +122,8 @@ async def _events(id: str, playing: list[Playing], text: str) -> AsyncIterator[s
 
     for index in range(len(playing)):
         yield chunk(index, delta={"role": "assistant", "content": ""})
+    if "late" in text:  # as with a long prompt
+        await asyncio.sleep(0.5)
     for one in playing:
         if not one.thinks:
             one.length, one.stop = 0, "none"

@@ -77,6 +77,17 @@ def test_several_models_with_their_costs(fake, visit):
     expect(page.locator(".column")).to_have_count(1)
 
 
+def test_a_model_that_runs_elsewhere(with_remote, visit):
+    page = visit(with_remote)
+    expect(page.locator("#model")).to_have_value("far")
+    expect(page.locator("#model option")).to_have_text("far (remote)")
+    page.click("#compare-toggle")
+    ask(page, "What is 47 * 86?")
+    expect(page.locator(".column").nth(0).locator(".markdown")).to_have_text("4042")
+    expect(page.locator(".column").nth(0).locator("summary")).to_contain_text("ended by itself")
+    expect(page.locator(".column .facts")).to_have_text([re.compile(r"\d tokens · ")] * 2)
+
+
 def test_a_thought_in_one_column_is_steered_alone(fake, visit):
     server = fake()
     page = visit(server.url)
@@ -264,6 +275,57 @@ def test_everything_has_a_name_and_a_place(fake, visit):
     assert page.evaluate(unnamed) == []
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
     assert len(ids) == len(set(ids))
+
+
+CONTRASTS = """() => {
+    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const rgba = (colour) => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data].map((part) => part / 255);
+    };
+    const over = ([r, g, b, a], under) => [r, g, b].map((part, i) => part * a + under[i] * (1 - a));
+    const light = (colour) => colour
+        .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+    const faint = [];
+    for (const element of document.querySelectorAll('body *')) {
+        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+        const visible = element.checkVisibility({checkOpacity: true});
+        if (!own || !visible || element.closest('.hidden, :disabled, .off')) continue;
+        const behind = [];
+        for (let at = element; at; at = at.parentElement) {
+            behind.unshift(getComputedStyle(at).backgroundColor);
+        }
+        const ground = behind.reduce((under, colour) => over(rgba(colour), under), [1, 1, 1]);
+        const text = over(rgba(getComputedStyle(element).color), ground);
+        const [low, high] = [light(text), light(ground)].sort((a, b) => a - b);
+        const contrast = (high + 0.05) / (low + 0.05);
+        if (contrast < 4.5) faint.push(`${element.textContent.trim().slice(0, 30)}: ${contrast.toFixed(2)}`);
+    }
+    return faint;
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_all_text_can_be_read(fake, visit, theme):
+    page = visit(fake(models=("fake-thinker", "remote/other")).url, color_scheme=theme)
+    page.allowed = ["400"]
+    assert page.evaluate(CONTRASTS) == []
+    for text in ("markdown", "mistake", "svg", "slow"):
+        ask(page, text)
+        expect(page.locator(".answer").last.locator(".markdown, .notice, .steering").first).to_be_attached()
+        page.keyboard.press("Escape") if text == "slow" else finished(page, page.locator(".answer").count())
+    page.locator("#conversations .menu summary").click()
+    assert page.evaluate(CONTRASTS) == []
+    page.keyboard.press("Escape")
+    page.click("#compare-toggle")
+    ask(page, "hello")
+    expect(page.locator(".badge")).not_to_have_count(0)
+    assert page.evaluate(CONTRASTS) == []
+    page.click("#open-settings")
+    assert page.evaluate(CONTRASTS) == []
 
 
 def test_a_narrow_screen_has_the_list_behind_a_button(fake, visit):

@@ -135,6 +135,17 @@ def test_mode_and_budget_act_on_the_running_thought(fake, visit):
     finished(page, 2)
 
 
+def test_a_budget_changed_before_the_thought_begins_holds_too(fake, visit):
+    server = fake()
+    page = visit(server.url)
+    ask(page, "slow late")
+    expect(answer(page).locator(".waiting")).to_be_visible()
+    set_budget(page, 1)
+    expect(answer(page).locator("summary")).to_contain_text("ended by its budget")
+    assert {"action": "budget", "budget": 16} in server.state.controls
+    finished(page)
+
+
 def test_stop_by_key_and_by_button_keeps_what_was_said(fake, visit):
     page = visit(fake().url)
     for number, stop in enumerate((lambda: page.keyboard.press("Escape"), lambda: page.click("#stop")), 1):

@@ -76,7 +76,7 @@ function ask(parent, text) {
 export const currentOptions = () => ({ mode: settings.mode, budget: settings.mode === "off" ? null : settings.budget, ...settings.sampling });
 
 /** A new answer below a question, in one or several ways: [{model, options, label}, ...]. */
-export function answer(parent, ways = [{ model: settings.model, options: currentOptions() }]) {
+export function answer(parent, ways = [{ model: settings.model, options: currentOptions(), follows: true }]) {
   const owner = conversation, sent = tree.messages(owner, parent, owner.system);
   const turns = ways.map((way) => tree.add(owner, parent, { role: "assistant", content: "", reasoning: "", ...way }));
   const made = [];
@@ -100,14 +100,32 @@ export function answer(parent, ways = [{ model: settings.model, options: current
   return { turns, run };
 }
 
+/** A turn has changed: a new phase is shown at once, more text with the next frame. */
 function changed(owner, turn) {
-  if (owner !== conversation) return;
-  const view = views.get(turn.id), before = view?.phase;
-  view?.update();
-  if (before && before !== view.phase && view.phase === "thinking") announce(t("thinking"));
-  if (before && before !== view.phase && view.phase === "answering") announce(t("answering"));
-  if (before && before !== view.phase && view.phase === "busy") announce(view.notice.textContent);
+  const phase = turn.live?.phase ?? "done";
+  if (turn.live && turn.live.seen !== phase) {
+    turn.live.seen = phase;
+    if (phase === "thinking") catchUp(owner, turn);
+    if (owner === conversation && ["thinking", "answering"].includes(phase)) announce(t(phase));
+  }
+  const view = owner === conversation ? views.get(turn.id) : null;
+  if (!view) return;
+  if (view.phase !== phase) refresh(view);
+  else if (!view.due) view.due = requestAnimationFrame(() => refresh(view));
+}
+
+function refresh(view) {
+  view.due = 0;
+  view.update();
+  if (view.phase === "busy") announce(view.notice.textContent);
   follow.keep();
+}
+
+/** The mode or the budget was changed before there was a thought to act on. */
+function catchUp(owner, turn) {
+  if (owner !== conversation || !turn.follows) return;
+  if (settings.mode === "off") actions.steer(turn, { action: "end" });
+  else if (settings.budget !== turn.options.budget) actions.steer(turn, { action: "budget", budget: settings.budget });
 }
 
 let showRunning = () => {};
@@ -145,12 +163,19 @@ export function steerAll(control) {
   return open.length > 0;
 }
 
+let covered = false;
+/** While another view covers the conversation, nothing of it is drawn. */
+export function setCovered(value) {
+  covered = value;
+  draw();
+}
+
 /** Draw the shown path. Views of answers are kept: what was unfolded stays so. anew: in another language. */
 export function draw(anew = false) {
-  const turns = tree.path(conversation), shown = new Set(turns.map((turn) => turn.id));
+  const turns = covered ? [] : tree.path(conversation), shown = new Set(turns.map((turn) => turn.id));
   for (const id of views.keys()) if (anew || !shown.has(id)) views.delete(id);
   $("turns").replaceChildren(...turns.map((turn) => (turn.role === "user" ? question(turn) : answerView(turn))));
-  $("welcome").hidden = turns.length > 0;
+  $("welcome").hidden = turns.length > 0 || covered;
   $("title").textContent = conversation.title || t("newChat");
   document.title = conversation.title ? `${conversation.title} – Deepfast` : "Deepfast";
   $("system-note").hidden = !conversation.system;

@@ -34,6 +34,7 @@ export function start() {
 export function open() {
   document.body.dataset.view = "compare";
   $("compare").hidden = false;
+  chat.setCovered(true);
   $("compare-toggle").setAttribute("aria-pressed", "true");
   parent = tree.path(chat.conversation).at(-1)?.id ?? null;
   shown = [];
@@ -49,7 +50,7 @@ export function close() {
   $("compare-toggle").setAttribute("aria-pressed", "false");
   shown = [];
   $("columns").replaceChildren();
-  chat.draw();
+  chat.setCovered(false);
 }
 
 /** Ask in every column; false when answers are still being written. */

@@ -80,7 +80,8 @@ async function watch(state) {
 /** Mode and budget also act on the thought that is being thought. */
 function steerLater(control) {
   clearTimeout(steering);
-  steering = setTimeout(() => chat.steerAll(control), 200);
+  const meant = chat.running(); // not an answer that is asked for while the slider comes to rest
+  if (meant) steering = setTimeout(() => meant === chat.running() && chat.steerAll(control), 200);
 }
 
 function start() {
