@@ -98,7 +98,7 @@ FIELDS = st.fixed_dictionaries(
 
 
 @given(fields=FIELDS, must_call=st.booleans())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_events_add_up_to_the_response(client, fields, must_call):
     if must_call and "tools" in fields:
         fields = fields | {"tool_choice": "required"}
