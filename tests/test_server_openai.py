@@ -67,7 +67,7 @@ SAMPLING = st.fixed_dictionaries(
 
 
 @given(fields=SAMPLING)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_chunks_joined_are_the_answer(client, fields):
     whole = as_joined(ask(client, **fields))
     assert joined(ask(client, **fields, stream=True)) == whole
