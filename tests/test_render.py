@@ -164,6 +164,12 @@ def test_a_list_in_brackets_is_one_formula():
     assert "<ul>" not in html and html.count("<math") == 1 and "<p>after</p>" in html
 
 
+@pytest.mark.parametrize("name", ["aligned", "align", "align*", "split", "gathered", "cases", "pmatrix"])
+def test_environments_become_tables(name):
+    html = render(rf"\[\begin{{{name}}} a &= b \\ c &= d \end{{{name}}}\]")
+    assert html.count("<mtr>") == 2 and "<math" in html and f">{name}" not in html and "&amp;<" not in html
+
+
 @pytest.mark.parametrize("text", ["from $5 to $6", "\\$x\\$", "`$x$`", "```\n$x$\n```", "\\( \\)", "100$"])
 def test_what_is_no_formula(text):
     assert "<math" not in render(text)

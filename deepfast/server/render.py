@@ -72,6 +72,11 @@ _ATTRIBUTES["math"] |= {"alttext"}
 _ATTRIBUTES |= {tag: {"class"} for tag in ("code", "div", "span", "td", "th")}
 _ATTRIBUTES |= {"a": {"href", "title"}, "ol": {"start"}, "pre": {"class", "data-lang"}}
 
+# Environments that models write and latex2mathml does not know, or numbers.
+_ENVIRONMENT = re.compile(
+    r"\\(begin|end)\{(?:(aligned|align\*?|eqnarray\*?)|gathered|gather\*?|multline\*?)\}"
+)
+
 # A lexer is regular expressions over hostile text: only those that people ask for, each tried in the tests.
 LANGUAGES = frozenset(
     "bash c c++ cmake cpp cs csharp css csv dart diff docker dockerfile go golang graphql haskell html "
@@ -275,13 +280,21 @@ def _mathml(latex: str, inline: bool) -> str:
     source = html.escape(latex)
     if len(latex) <= MAX_FORMULA:
         try:
-            made: str = convert(latex, display="inline" if inline else "block")
+            made: str = convert(
+                _ENVIRONMENT.sub(_known_environment, latex), display="inline" if inline else "block"
+            )
             return made.replace("<math ", f'<math alttext="{source}" ', 1)
         except (
             Exception
         ):  # it raises whatever its parser trips over: KeyError, IndexError, RecursionError, ...
             pass
     return f'<code class="math-source">{source}</code>'
+
+
+def _known_environment(found: re.Match[str]) -> str:
+    if found[2]:
+        return rf"\{found[1]}{{split}}"
+    return r"\begin{array}{c}" if found[1] == "begin" else r"\end{array}"
 
 
 def _coloured(code: str, language: str, env: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ export function show(element, text, live = false) {
   const waiting = busy.get(element);
   if (waiting) {
     Object.assign(waiting, { text, live });
+    if (!live) waiting.wake?.(); // the end of an answer does not wait
     return;
   }
   const known = made.get(text);
@@ -40,7 +41,10 @@ async function work(element, next) {
     if (html !== null && !live) keep(text, html);
     if (next.text === text && next.live === live) break;
     const pause = next.live ? Math.min(3000, Math.max(80, 6 * (performance.now() - began))) : 0;
-    await new Promise((resolve) => setTimeout(resolve, pause));
+    await new Promise((resolve) => {
+      next.wake = resolve;
+      setTimeout(resolve, pause);
+    });
   }
   busy.delete(element);
 }
