@@ -23,6 +23,7 @@ CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shut
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 SIZE = {"width": 1280, "height": 800}
+VISITED: set[str] = set()
 
 
 @pytest.fixture(scope="session")
@@ -68,28 +69,45 @@ def fake() -> Iterator[Callable[..., SimpleNamespace]]:
         yield make
 
 
+@pytest.fixture(scope="session")
+def shared(browser: Any) -> Iterator[Any]:
+    """One window for all played servers: each has a port, and so a storage, of its own."""
+    context = _window(browser)
+    yield context
+    context.close()
+
+
+def _window(browser: Any, **options: Any) -> Any:
+    context = browser.new_context(**{"viewport": SIZE, "locale": "en-GB", **options})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(5000)
+    return context
+
+
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+def visit(browser: Any, shared: Any) -> Iterator[Callable[..., Any]]:
     """visit(url, **context options) -> a page that is ready. Errors in its console fail the test, but for
     those with a text of `page.allowed`."""
     contexts, pages = [], []
 
     def go(url: str, **options: Any) -> Any:
-        contexts.append(browser.new_context(**{"viewport": SIZE, "locale": "en-GB", **options}))
-        contexts[-1].grant_permissions(["clipboard-read", "clipboard-write"])
-        page = contexts[-1].new_page()
-        page.set_default_timeout(5000)
+        context = shared
+        if options or url in VISITED:
+            contexts.append(context := _window(browser, **options))
+        VISITED.add(url)
+        page = context.new_page()
         page.errors, page.allowed = [], []
         page.on("console", lambda said: said.type == "error" and page.errors.append(said.text))
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         pages.append(page)
-        page.goto(url)
+        page.goto(url, wait_until="commit")
         page.wait_for_selector("body[data-ready]")
         return page
 
     yield go
     for page in pages:
-        wrong = [text for text in page.errors if not any(part in text for part in page.allowed)]
-        assert not wrong, f"the console of the page shows {wrong}"
+        page.close()
     for context in contexts:
         context.close()
+    wrong = [text for page in pages for text in page.errors if not any(part in text for part in page.allowed)]
+    assert not wrong, f"the console of the page shows {wrong}"
