@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup build check format test bench serve parity sanitize avx512
+.PHONY: setup build check format test bench serve parity sanitize avx512 browser pictures
 
 setup: $(BIN)/python  ## a virtual environment with everything but PyTorch
 	$(BIN)/pip install -q -e '.[test,dev]'
@@ -39,5 +39,19 @@ sanitize: setup  ## kernel tests under AddressSanitizer and UBSan
 avx512: setup  ## kernel tests of the AVX-512 path, emulated where the machine lacks it
 	bash tests/emulate_avx512.sh $(BIN)/python
 
-serve:  ## the server is not written yet; say so instead of pretending
-	@echo "There is no server yet: 'deepfast chat' talks in the terminal." >&2; exit 1
+serve: setup  ## the APIs and the chat page on http://127.0.0.1:8000, with the bundled model
+	$(BIN)/deepfast serve
+
+CHROMIUM := $(or $(shell command -v chromium),$(shell command -v google-chrome))
+
+browser: setup  ## the chat page in headless Chromium, which is installed on Debian where it is missing
+ifeq ($(CHROMIUM),)
+	@test "$$(id -u)" = 0 || { echo "Chromium is missing. Run: sudo apt-get install -y chromium" >&2; exit 1; }
+	apt-get update -q && apt-get install -qy --no-install-recommends chromium
+endif
+	$(BIN)/pip install -q -e '.[test,browser]'
+	$(BIN)/python -m pytest -q tests/browser
+
+pictures: setup  ## the documentation's pictures of the page
+	$(BIN)/pip install -q -e '.[test,browser]'
+	$(BIN)/python tests/browser/screenshots.py

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from .types import ModelError, SamplingParams, UsageError
@@ -18,6 +18,7 @@ from .types import ModelError, SamplingParams, UsageError
 ENV_MODEL = "DEEPFAST_MODEL"  # the model when none is named
 ENV_THREADS = "DEEPFAST_THREADS"  # worker threads of the native core
 ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by the native core)
+ENV_API_KEYS = "DEEPFAST_API_KEYS"  # keys that clients of the server may use, with commas between them
 
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
 KVFormat = Literal["f32", "f16", "q8"]
@@ -269,12 +270,14 @@ class EngineConfig:
     """How the engine runs a model. `None` is filled by `resolve` from the model and the machine.
 
     max_context: positions one sequence may have. max_kv_tokens: positions of the whole KV cache.
+    max_new_tokens: what one request may generate at most; None leaves that to the context.
     """
 
     backend: Literal["cpu", "reference"] = "cpu"
     kv: KVFormat = "f16"
     max_context: int | None = None
     max_kv_tokens: int | None = None
+    max_new_tokens: int | None = None
     max_batch_tokens: int = 512
     max_running: int = 16
     prefix_cache: bool = True
@@ -311,7 +314,7 @@ class EngineConfig:
 
     def _check(self) -> None:
         """Refuse what makes no sense on any machine, by name."""
-        for name in ("max_context", "max_kv_tokens", "max_batch_tokens", "max_running"):
+        for name in ("max_context", "max_kv_tokens", "max_new_tokens", "max_batch_tokens", "max_running"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} is below 1. Give a positive number.")
@@ -330,3 +333,43 @@ def kv_head_bytes(head_dim: int, kv: KVFormat) -> int:
 def kv_bytes_per_token(model: ModelConfig, kv: KVFormat) -> int:
     """Bytes of keys and values that one position takes over all layers."""
     return model.num_layers * model.num_kv_heads * kv_head_bytes(model.head_dim, kv)
+
+
+LogFormat = Literal["auto", "json", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How the server is reached and what it lets clients do.
+
+    api_keys: empty lets everybody in. hosts: names that a request's Host header may hold (empty: any), so
+    that no web page reaches a server without keys through a name that it made point here. cors: origins whose
+    pages may use the server ("*": all). max_body: bytes. max_tokens: what one request may generate at most.
+    max_queue: answers that may wait beside those that run. body_seconds: how long a body may take to arrive.
+    stall_seconds: how long a client may accept nothing of its answer. shutdown_seconds: what running requests
+    get to finish. Raises UsageError when a number makes no sense.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    hosts: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
+    max_body: int = 10 * 2**20
+    max_tokens: int | None = None
+    max_queue: int = 64
+    body_seconds: float = 60.0
+    stall_seconds: float = 120.0
+    shutdown_seconds: float = 20.0
+    log_prompts: bool = False
+    log_format: LogFormat = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range, by name."""
+        lowest = {"max_body": 1024, "max_tokens": 1, "max_queue": 0, "shutdown_seconds": 0}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise UsageError(f"{name}={value} is below {low}. Give at least that.")
+        if not all(key and key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
+            raise UsageError("an API key is empty, or not printable ASCII without spaces. Choose another.")

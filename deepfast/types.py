@@ -44,7 +44,12 @@ class ControlError(UsageError):
 
 
 class ContextError(UsageError):
-    """A request that can never fit; the text holds the numbers."""
+    """A request that can never fit; the text holds the numbers. most: the largest max_tokens that would,
+    where nothing else is wrong."""
+
+    def __init__(self, text: str, most: int | None = None) -> None:
+        super().__init__(text)
+        self.most = most
 
 
 class ModelError(DeepfastError):
@@ -103,7 +108,7 @@ class SamplingParams:
     stop strings and stop_token_ids end the answer; inside a thought they have no effect (but with ids in, ids
     out, stop_token_ids end everything). ignore_eos goes on after the end of the turn. logprobs: the
     log-probabilities (before temperature and penalties) of every sampled token and of so many alternatives.
-    grammar: what the answer must match.
+    grammar: what the answer must match. parallel_tool_calls: False ends the turn after one tool call.
     Raises UsageError when a value is out of its range.
     """
 
@@ -122,6 +127,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values out of range, by name."""
@@ -304,7 +310,8 @@ class Completion:
 
     Per new token: `sampled` (False where the engine forced it), `kinds` (None: a control token, no text) and,
     when asked for, `logprobs` (None where forced). malformed: why calls were returned as content.
-    cache_miss: why no more than usage.cached_tokens came from the prefix cache.
+    cache_miss: why no more than usage.cached_tokens came from the prefix cache. stop_string: the one of
+    SamplingParams.stop that ended the answer.
     """
 
     reasoning: str
@@ -320,6 +327,7 @@ class Completion:
     logprobs: tuple[TokenLogprob | None, ...] = ()
     malformed: tuple[str, ...] = ()
     cache_miss: CacheMiss = "none"
+    stop_string: str | None = None
 
 
 class ChatModel(Protocol):

@@ -20,6 +20,7 @@ from ..types import DeepfastError, UsageError
 COMMANDS = (
     "run",
     "chat",
+    "serve",
     "bench",
     "show",
     "quantize",

@@ -51,9 +51,13 @@ def model_option(command: Command) -> Command:
 
 def engine_options(command: Command) -> Command:
     """Which model, in which weight format, with how many threads, context and KV format."""
+    return _add(command, model_option, tuning_options)
+
+
+def tuning_options(command: Command) -> Command:
+    """The same without the model."""
     return _add(
         command,
-        model_option,
         click.option("--quantize", type=click.Choice(["q8", "q4"]), help="Quantise weights while loading."),
         click.option("--threads", type=positive, metavar="N", help="Worker threads. Default: one per core."),
         click.option("--context", type=positive, metavar="N", help="Positions a conversation may have."),
@@ -126,9 +130,9 @@ def thinking(options: Options) -> Thinking:
     if mode == "off" and given:
         name, value = next(iter(given.items()))
         raise ControlError(
-            f"{_spelled(name)} {value} needs a thought and --no-think forbids it. Drop one of them."
+            f"{spelled(name)} {value} needs a thought and --no-think forbids it. Drop one of them."
         )
-    return Thinking(mode=mode, **given, source=", ".join([*switch, *map(_spelled, given)]))
+    return Thinking(mode=mode, **given, source=", ".join([*switch, *map(spelled, given)]))
 
 
 def tools(options: Options) -> tuple[list[dict[str, Any]] | None, str]:
@@ -174,13 +178,14 @@ def _json(option: str, value: str) -> tuple[str, Any]:
         raise UsageError(f"{where} is no JSON: {error}. Correct it.") from error
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """An option as it is typed."""
     return "--" + name.replace("_", "-")
 
 
-def engine_config(options: Options) -> EngineConfig:
-    """The engine settings that were given, over the library's defaults."""
-    given = {"threads": options["threads"], "max_context": options["context"], "kv": options["kv"]}
+def engine_config(options: Options, **more: Any) -> EngineConfig:
+    """The engine settings that were given, over the library's defaults; more: those of one command alone."""
+    given = {"threads": options["threads"], "max_context": options["context"], "kv": options["kv"], **more}
     return EngineConfig(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -1,4 +1,4 @@
-"""`deepfast run`: one question, one answer.
+"""`deepfast run`: one question, one answer; or, with --batch, a file of requests (batch.py).
 
 In: a prompt as an argument, or `-` for stdin. Out: the answer on stdout and the thought on stderr as they
 come, or with --json one object on stdout; with --samples what most of several answers say, and a tally on
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -20,6 +21,7 @@ from .options import (
     engine_options,
     open_llm,
     sampling_params,
+    spelled,
     thinking,
     thinking_options,
     tools,
@@ -35,8 +37,22 @@ if TYPE_CHECKING:
 @thinking_options
 @answer_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-@click.argument("prompt")
-def run(prompt: str, as_json: bool, **options: Any) -> None:
+@click.option(
+    "--batch",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Answer every line of FILE, in OpenAI's batch format, instead of a PROMPT.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where the answers of --batch go. What is there already is not done again.",
+)
+@click.argument("prompt", required=False)
+def run(
+    prompt: str | None, as_json: bool, batch: Path | None, out: Path | None, **options: Any
+) -> int | None:
     """Answer one PROMPT ('-' reads it from stdin).
 
     \b
@@ -44,7 +60,17 @@ def run(prompt: str, as_json: bool, **options: Any) -> None:
     deepfast run --budget 64 --json "Sort: 5, 3, 9"
     deepfast run -n 5 "What is 47 * 86?"
     git diff | deepfast run -m ~/models/Qwen3-4B --quantize q4 -
+    deepfast run --batch requests.jsonl --out answers.jsonl
     """
+    if batch is not None:
+        _check_alone(prompt, {**options, "json": as_json or None})
+        from .batch import run_batch
+
+        return run_batch(batch, out, options)
+    if out is not None:
+        raise UsageError("--out belongs to --batch. Drop it, and use > FILE for one answer.")
+    if prompt is None:
+        raise click.UsageError("Missing argument 'PROMPT'.", click.get_current_context())
     text = _read(prompt)
     messages = [Message("system", options["system"])] if options["system"] else []
     messages.append(Message("user", text))
@@ -63,6 +89,20 @@ def run(prompt: str, as_json: bool, **options: Any) -> None:
             _print_json(llm, {**_report(done), "timing": _timing(llm, done)})
         else:
             _stream(llm, ask)
+    return None
+
+
+def _check_alone(prompt: str | None, options: dict[str, Any]) -> None:
+    """Raises UsageError for what --batch leaves no room for: every line says how it is to be answered."""
+    if prompt is not None:
+        raise UsageError(
+            f"--batch answers a file, so there is no place for {prompt[:40]!r}. Drop one of them."
+        )
+    for name, value in options.items():
+        engine = name in ("model", "quantize", "threads", "context", "kv")
+        if not engine and value is not None and (name, value) != ("samples", 1):
+            switch = {"think": "--think" if value else "--no-think"}.get(name, spelled(name))
+            raise UsageError(f"{switch} cannot be used with --batch: write it into the bodies. Drop it.")
 
 
 class Ask(NamedTuple):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from ..types import Completion, DeepfastError, Delta, EngineError, UsageError
+from ..types import Completion, DeepfastError, Delta, EngineError, Usage, UsageError
 from .engine import Engine
 from .output import Emit
 from .sequence import Sequence
@@ -35,6 +35,16 @@ class Request:
             raise UsageError("the stream has not ended, or was closed before. Iterate to its end.")
         self._raise_if_failed()
         return self.seq.completion()
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt, known from the start."""
+        return self._running().num_prompt
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return self.seq.usage if self.seq is not None else Usage()
 
     def cancel(self) -> None:
         """Abort the request; iteration ends after what was already produced."""

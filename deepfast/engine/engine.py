@@ -30,6 +30,17 @@ class StepOutput(NamedTuple):
     num_computed: int  # tokens run in this step, drafts included
 
 
+class EngineStats(NamedTuple):
+    """Counts of one moment. Blocks in use belong to a sequence; cached ones to none, but hold something."""
+
+    running: int
+    waiting: int
+    blocks: int
+    blocks_used: int
+    blocks_cached: int
+    preempted: int  # since the start
+
+
 class Engine:
     """`step` may be called by hand (tests); `start` hands it to a thread that sleeps while there is no
     work."""
@@ -147,6 +158,24 @@ class Engine:
             return
         if seq is not None and seq.num_prompt <= self.scheduler.pool.num_positions:
             self.scheduler.add_background(seq)
+
+    @property
+    def stats(self) -> EngineStats:
+        """What is going on now; safe to read from any thread."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting) + len(self._inbox),
+            blocks=pool.num_blocks,
+            blocks_used=pool.num_blocks - pool.num_free,
+            blocks_cached=pool.num_cached,
+            preempted=scheduler.num_preempted,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Does its thread run?"""
+        return self._thread is not None and self._thread.is_alive() and not self._closing
 
     @property
     def is_busy(self) -> bool:

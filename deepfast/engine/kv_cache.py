@@ -39,6 +39,11 @@ class BlockPool:
         return len(self._free) + len(self._idle)
 
     @property
+    def num_cached(self) -> int:
+        """Blocks that nobody owns, but that hold something that may be used again."""
+        return len(self._idle)
+
+    @property
     def num_positions(self) -> int:
         """Positions that all blocks together can hold."""
         return self.num_blocks * self.block_size

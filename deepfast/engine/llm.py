@@ -145,7 +145,18 @@ class LLM:
         """Ids in, ids out, batched: no template, no thinking control. Raises UsageError for an empty
         prompt."""
         streams = [ChatStream(self.engine, self, self.requests.encode_hint) for _ in prompts]
-        return [stream.result() for stream in self._start_raw(streams, prompts, params)]
+        each = [params] * len(prompts)
+        return [stream.result() for stream in self._start_raw(streams, prompts, each)]
+
+    def count_tokens(
+        self,
+        messages: Messages,
+        thinking: Thinking | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+    ) -> int:
+        """How many tokens the prompt of such a chat has; nothing runs. Raises UsageError as `chat` does."""
+        return self.requests.num_prompt(self.requests.conversation(messages, tools), thinking, tool_choice)
 
     def _start(
         self,
@@ -174,12 +185,14 @@ class LLM:
         self,
         streams: list[Stream],
         prompts: abc.Sequence[abc.Sequence[int]],
-        params: SamplingParams | None,
+        params: abc.Sequence[SamplingParams | None],
+        *,
+        whole: bool = False,
     ) -> list[Stream]:
         """Give every stream a sequence that continues its ids. All start, or none does."""
         made = [
-            self.requests.raw(prompt, params, stream.emit, number)
-            for number, (stream, prompt) in enumerate(zip(streams, prompts, strict=True))
+            self.requests.raw(prompt, wanted, stream.emit, number, whole=whole)
+            for number, (stream, prompt, wanted) in enumerate(zip(streams, prompts, params, strict=True))
         ]
         for stream, seq in zip(streams, made, strict=True):
             stream.seq = seq
@@ -261,11 +274,21 @@ class AsyncLLM:
         return await asyncio.to_thread(self.llm._start, streams, messages, variants, tools, tool_choice)
 
     async def open_raw(
-        self, prompts: abc.Sequence[abc.Sequence[int]], params: SamplingParams | None = None
+        self, prompts: abc.Sequence[abc.Sequence[int]], params: abc.Sequence[SamplingParams]
     ) -> list[AsyncChatStream]:
-        """As LLM.generate, one stream for each prompt."""
+        """Continue ids, each with params of its own; all text comes as content, that of <think> too."""
         streams = self._streams(len(prompts))
-        return await asyncio.to_thread(self.llm._start_raw, streams, prompts, params)
+        return await asyncio.to_thread(self.llm._start_raw, streams, prompts, params, whole=True)
+
+    async def count_tokens(
+        self,
+        messages: Messages,
+        thinking: Thinking | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+    ) -> int:
+        """As LLM.count_tokens, in a thread."""
+        return await asyncio.to_thread(self.llm.count_tokens, messages, thinking, tools, tool_choice)
 
     def _streams(self, count: int) -> list[AsyncChatStream]:
         llm = self.llm

@@ -21,7 +21,7 @@ KINDS: dict[Phase, DeltaKind] = {Phase.THINK: "reasoning", Phase.ANSWER: "conten
 
 class Output:
     """The output of one request. call_ids: what the ids of its tool calls begin with. strip: the content
-    loses its leading newlines."""
+    loses its leading newlines. whole: everything is content, the text of control tokens too."""
 
     def __init__(
         self,
@@ -31,6 +31,7 @@ class Output:
         call_ids: str,
         *,
         strip: bool = True,
+        whole: bool = False,
     ) -> None:
         self.emit = emit
         self.sampled: list[bool] = []  # per new token: sampled (train on it) or forced
@@ -38,7 +39,8 @@ class Output:
         self.logprobs: list[TokenLogprob | None] = []
         self.tool_calls: list[ToolCall] = []
         self.malformed: list[str] = []
-        self._stream = Stream(tokenizer, stop, strip=strip)
+        self._stream = Stream(tokenizer, stop, strip=strip and not whole)
+        self._control_ids = tokenizer.control_ids if whole else None
         self._call_ids, self._num_calls = call_ids, 0
         self._call: ToolCallParser | None = None  # the call that is open
         self._kind: DeltaKind | None = None
@@ -49,6 +51,11 @@ class Output:
     def stopped(self) -> bool:
         """A stop string was completed."""
         return self._stream.stopped
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that was completed."""
+        return self._stream.stop_string
 
     @property
     def has_content(self) -> bool:
@@ -67,12 +74,15 @@ class Output:
     def push(self, token: int, step: Step, after: Phase, sampled: bool, logprob: TokenLogprob | None) -> None:
         """Take one token. step: its phase; after: the phase that follows it."""
         kind = None if step.is_control else KINDS.get(step.phase)
+        if self._control_ids is not None:
+            ends = after is Phase.DONE or (step.is_control and token not in self._control_ids)
+            kind = None if ends else "content"
         self.sampled.append(sampled)
         self.kinds.append(kind)
         self.logprobs.append(logprob)
         if kind != self._kind:
             self._change(kind)
-        if step.phase is Phase.TOOL and self._call is None:
+        if step.phase is Phase.TOOL and self._call is None and self._control_ids is None:
             self._call = ToolCallParser(self._num_calls, f"{self._call_ids}_{self._num_calls}")
             self._num_calls += 1
         if logprob is not None and kind is not None:
@@ -80,7 +90,7 @@ class Output:
             self._unsent_kind = kind
         if kind is not None:
             self._send(self._stream.push(token, kind))
-        if step.phase is Phase.TOOL and after is not Phase.TOOL:
+        if self._call is not None and after is not Phase.TOOL:
             self._end_call(closed=after is Phase.ANSWER)
 
     def finish(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
 from ..text.grammar import Compiled, Grammars
@@ -50,6 +51,15 @@ class Conversation:
 
     turns: list[Message]
     tools: Tools | None
+
+
+class _Planned(NamedTuple):
+    """What of a chat is decided before its sampling."""
+
+    asked: Thinking
+    must_call: bool
+    plan: Plan
+    prompt: list[int]
 
 
 class RequestBuilder:
@@ -100,13 +110,7 @@ class RequestBuilder:
     ) -> Sequence:
         """A sequence for the assistant's next turn. Raises UsageError (ControlError, ContextError) if it
         cannot run."""
-        asked = Thinking() if thinking is None else thinking
-        if not isinstance(asked, Thinking):
-            raise UsageError(f"thinking is {type(asked).__name__}. Give Thinking(...), or None.")
-        must_call = self._must_call(tool_choice, conversation.tools)
-        kind, opens = self.template.modes
-        plan = resolve_thinking(asked, kind, conversation.turns, opens=opens)
-        prompt = self._prompt(conversation, plan, must_call)
+        asked, must_call, plan, prompt = self._planned(conversation, thinking, tool_choice)
         resolved = self._resolved(params, thinks=plan.thinks)
         max_new = self._max_new(len(prompt), resolved.max_tokens)
         if must_call and max_new == 1:
@@ -131,6 +135,27 @@ class RequestBuilder:
         )
         return self._sequence(prompt, resolved, max_new, machine, guide, emit, after)
 
+    def num_prompt(
+        self, conversation: Conversation, thinking: Thinking | None, tool_choice: ToolChoice
+    ) -> int:
+        """How many tokens the prompt of such a request has. Raises UsageError as `chat` does."""
+        return len(self._planned(conversation, thinking, tool_choice).prompt)
+
+    def _planned(
+        self, conversation: Conversation, thinking: Thinking | None, tool_choice: ToolChoice
+    ) -> _Planned:
+        asked = Thinking() if thinking is None else thinking
+        if not isinstance(asked, Thinking):
+            raise UsageError(f"thinking is {type(asked).__name__}. Give Thinking(...), or None.")
+        must_call = self._must_call(tool_choice, conversation.tools)
+        kind, opens = self.template.modes
+        plan = resolve_thinking(asked, kind, conversation.turns, opens=opens)
+        return _Planned(asked, must_call, plan, self._prompt(conversation, plan, must_call))
+
+    def prompt_ids(self, conversation: Conversation, thinking: Thinking | None) -> list[int]:
+        """What `chat` would compute before the first new token. Raises UsageError as it does."""
+        return self._planned(conversation, thinking, "auto").prompt
+
     def _prompt(self, conversation: Conversation, plan: Plan, must_call: bool) -> list[int]:
         """The rendered conversation. Where the model would decide whether to think, but the thought is wanted
         for sure, or a call must follow it, the thought is opened here."""
@@ -152,11 +177,18 @@ class RequestBuilder:
         return self._grammars.tool_call(tools, named, ends=ends)
 
     def raw(
-        self, prompt: abc.Sequence[int], params: SamplingParams | None, emit: Emit, number: int = 0
+        self,
+        prompt: abc.Sequence[int],
+        params: SamplingParams | None,
+        emit: Emit,
+        number: int = 0,
+        *,
+        whole: bool = False,
     ) -> Sequence:
-        """Ids in, ids out: no template, no control. Raises UsageError, naming prompt `number`."""
-        whole = (isinstance(token, Integral) and 0 <= token < self.vocab_size for token in prompt)
-        bad = [token for token, good in zip(prompt, whole, strict=True) if not good]
+        """Ids in, ids out: no template, no control. whole: all text comes as content, that of control tokens
+        too. Raises UsageError, naming prompt `number`."""
+        good_ids = (isinstance(token, Integral) and 0 <= token < self.vocab_size for token in prompt)
+        bad = [token for token, good in zip(prompt, good_ids, strict=True) if not good]
         if len(prompt) == 0 or bad:
             what = f"holds id {bad[0]}" if bad else "is empty"
             raise UsageError(f"prompt {number} {what}. Give ids from 0 to {self.vocab_size - 1}.")
@@ -165,7 +197,8 @@ class RequestBuilder:
             raise UsageError("a grammar needs a chat: ids in, ids out knows no answer. Use chat().")
         max_new = self._max_new(len(prompt), resolved.max_tokens)
         machine = PhaseMachine(self.ids, prompt, endless=resolved.ignore_eos)
-        return self._sequence([int(token) for token in prompt], resolved, max_new, machine, None, emit, None)
+        ids = [int(token) for token in prompt]
+        return self._sequence(ids, resolved, max_new, machine, None, emit, None, whole=whole)
 
     def next_turn(self, conversation: Conversation, seq: Sequence) -> Sequence | None:
         """The background sequence that computes what the next turn's prompt is sure to begin with: the
@@ -265,12 +298,16 @@ class RequestBuilder:
                 f"the prompt has {num_prompt} tokens, but the context holds {self.max_context}. "
                 "Shorten it or load the model with a longer context."
             )
+        limit = self.settings.max_new_tokens
+        if asked is not None and limit is not None and asked > limit:
+            raise UsageError(f"max_tokens={asked} is above the limit of {limit}. Ask for at most {limit}.")
         if asked is not None and asked > room:
             raise ContextError(
                 f"max_tokens={asked} does not fit: the prompt has {num_prompt} tokens and the context holds "
-                f"{self.max_context}. Ask for at most {room}."
+                f"{self.max_context}. Ask for at most {room}.",
+                most=room,
             )
-        return asked or room
+        return asked or min(room, limit or room)
 
     def _sequence(
         self,
@@ -281,10 +318,13 @@ class RequestBuilder:
         guide: Guide | None,
         emit: Emit,
         after: After | None,
+        *,
+        whole: bool = False,
     ) -> Sequence:
         seed = secrets.randbits(63) if params.seed is None else params.seed
         # Clients match results to calls by id: another turn must give other ids, the same one the same.
         call_ids = f"call_{hash((seed, *prompt)) % 2**32:08x}"
-        output = Output(self.tokenizer, params.stop, emit, call_ids, strip=params.grammar is None)
+        strip = params.grammar is None
+        output = Output(self.tokenizer, params.stop, emit, call_ids, strip=strip, whole=whole)
         speculator = Speculator(prompt) if self.settings.speculation else None
         return Sequence(prompt, params, max_new, seed, machine, output, guide, speculator, after=after)

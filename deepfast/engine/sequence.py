@@ -107,6 +107,12 @@ class Sequence:
         """Tokens after the prompt, sampled and forced."""
         return len(self.tokens) - self.num_prompt
 
+    @property
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        cached = min(self.cached_tokens, self.num_prompt)  # forced text may have been found there too
+        return Usage(self.num_prompt, cached, self.num_new, self.machine.reasoning_tokens)
+
     # --- what the next sample may be ---
 
     def banned_ids(self) -> Iterable[int]:
@@ -173,6 +179,8 @@ class Sequence:
             self.finish("tool_calls" if self.output.tool_calls else "stop")
         elif self.output.stopped or stops:
             self.finish("stop")
+        elif self.output.tool_calls and not self.params.parallel_tool_calls:
+            self.finish("tool_calls")
         else:
             self._lead_in(token)
             self._react()
@@ -344,7 +352,6 @@ class Sequence:
         assert self.finish_reason is not None
         out, guide, new = self.output, self.guide, self.tokens[self.num_prompt :]
         budget = guide.budget if guide is not None else None
-        cached = min(self.cached_tokens, self.num_prompt)  # forced text may have been found there too
         report = ThinkingReport(
             mode=guide.mode if guide is not None else "auto",
             budget=budget.budget if budget is not None else None,
@@ -360,11 +367,12 @@ class Sequence:
             token_ids=tuple(new),
             sampled=tuple(out.sampled),
             finish_reason=self.finish_reason,
-            usage=Usage(self.num_prompt, cached, len(new), self.machine.reasoning_tokens),
+            usage=self.usage,
             thinking=report,
             timing=Timing(max(self.first_token - self.created, 0.0), self.finished - self.created),
             kinds=tuple(out.kinds),
             logprobs=tuple(out.logprobs) if self.params.logprobs is not None else (),
             malformed=tuple(out.malformed),
             cache_miss=self.cache_miss,
+            stop_string=out.stop_string if self.finish_reason == "stop" else None,
         )

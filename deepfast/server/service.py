@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..types import Completion, DeepfastError, Delta, SamplingParams, UsageError, Variant
+from ..types import Completion, DeepfastError, Delta, SamplingParams, Thinking, UsageError, Variant
+
+DRAIN_INTERVAL = 0.02  # seconds between two looks at whether all has ended
 
 Tools = list[dict[str, Any]]
 Event = tuple[int, Delta | Completion]  # which variant, and what came
@@ -28,6 +31,10 @@ class Overloaded(DeepfastError):
         self.retry_after = retry_after
 
 
+class ShuttingDown(Overloaded):
+    """No request is taken any more: the server is about to end."""
+
+
 class NotFound(UsageError):
     """There is no model or no running request of that name."""
 
@@ -37,6 +44,7 @@ class Stream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Delta | Completion]: ...  # Deltas, then the Completion
     async def aclose(self) -> None: ...
+    def cancel(self) -> None: ...  # abort; iteration still ends with a Completion
     async def end_thought(self) -> None: ...
     async def extend_thought(self, tokens: int) -> None: ...
     async def set_budget(self, budget: int | None) -> None: ...
@@ -56,10 +64,20 @@ class Model(Protocol):
         """Start to answer in every way asked for, or raise UsageError and start nothing."""
         ...
 
+    async def count_tokens(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: Thinking | None = None,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
+    ) -> int:
+        """How many tokens the prompt of such a chat has. Raises UsageError where that cannot be known."""
+        ...
+
     async def open_raw(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | None = None
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
     ) -> Sequence[Stream]:
-        """Start to continue ids."""
+        """Start to continue ids; all text comes as content."""
         ...
 
 
@@ -75,10 +93,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class RawAsk:
-    """Ids to continue, each prompt on its own."""
+    """Ids to continue, each prompt on its own, with params of its own."""
 
     prompts: list[list[int]]
-    params: SamplingParams
+    params: list[SamplingParams]
 
 
 class Running:
@@ -117,6 +135,11 @@ class Running:
             pass
         return [self.completions[i] for i in range(len(self.streams))]
 
+    def cancel(self) -> None:
+        """Abort what has not ended; who reads the events sees each variant end as "abort"."""
+        for stream in self.streams:
+            stream.cancel()
+
     def chosen(self, variant: int | None) -> Sequence[Stream]:
         """The streams that a control acts on: one variant's, or all. Raises NotFound."""
         if variant is None:
@@ -135,7 +158,8 @@ class Service:
     """Models by name, and what runs on them. Lives on one event loop.
 
     max_requests: variants that may run or wait at once, over all models; one more is refused as Overloaded.
-    on_end: called with each Running after it was left, for metrics and logs.
+    max_tokens: what one variant may ask for. on_end: called with each Running after it was left, for metrics
+    and logs; `listeners` holds it and may be added to.
     """
 
     def __init__(
@@ -143,12 +167,16 @@ class Service:
         models: Mapping[str, Model],
         *,
         max_requests: int = 80,
+        max_tokens: int | None = None,
         on_end: Callable[[Running], None] | None = None,
     ) -> None:
         self.models = dict(models)
         self.max_requests = max_requests
-        self.on_end = on_end
-        self.closing = False
+        self.max_tokens = max_tokens
+        self.listeners: list[Callable[[Running], None]] = [] if on_end is None else [on_end]
+        self.closing = False  # admits nobody
+        self._aborting = False  # and lets nobody finish
+        self.since = time.time()
         self.active = 0  # variants that run or wait
         self._running: dict[str, Running] = {}
 
@@ -180,6 +208,7 @@ class Service:
         """
         name, chosen = self.model(model)
         count = len(ask.variants) if isinstance(ask, Ask) else len(ask.prompts)
+        self._check(ask)
         self._admit(count)
         running: Running | None = None
         try:
@@ -189,6 +218,8 @@ class Service:
                 streams = await chosen.open_raw(ask.prompts, ask.params)
             running = Running(f"{prefix}-{secrets.token_hex(12)}", name, streams)
             self._running[running.id] = running
+            if self._aborting:
+                running.cancel()
             yield running
         finally:
             self.active -= count
@@ -196,12 +227,38 @@ class Service:
                 del self._running[running.id]
                 for stream in running.streams:
                     await stream.aclose()
-                if self.on_end is not None:
-                    self.on_end(running)
+                for listener in self.listeners:
+                    listener(running)
+
+    async def drain(self, seconds: float) -> int:
+        """Admit nobody any more and wait for what runs; what has not ended in time is aborted. Returns how
+        many requests that were."""
+        self.closing = True
+        until = time.monotonic() + seconds
+        while self.active and time.monotonic() < until:
+            await asyncio.sleep(DRAIN_INTERVAL)
+        self._aborting = True
+        late = self.all_running
+        for running in late:
+            running.cancel()
+        return len(late)
+
+    def _check(self, ask: Ask | RawAsk) -> None:
+        """Raises UsageError for a variant that asks for more tokens than one may."""
+        given = [v.params for v in ask.variants] if isinstance(ask, Ask) else ask.params
+        most = max((params.max_tokens or 0 for params in given if params is not None), default=0)
+        if self.max_tokens is not None and most > self.max_tokens:
+            limit = self.max_tokens
+            raise UsageError(f"max_tokens={most} is above the limit of {limit}. Ask for at most {limit}.")
 
     def _admit(self, count: int) -> None:
         if self.closing:
-            raise Overloaded("the server is shutting down. Try again in a moment.", retry_after=5)
+            raise ShuttingDown("the server is shutting down. Try again in a moment.", retry_after=5)
+        if count > self.max_requests:
+            raise UsageError(
+                f"{count} answers at once are more than the {self.max_requests} that may run and wait. "
+                "Ask for fewer."
+            )
         if self.active + count > self.max_requests:
             raise Overloaded(
                 f"{self.active} requests run or wait and at most {self.max_requests} may. Try again soon.",

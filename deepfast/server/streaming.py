@@ -57,6 +57,27 @@ async def stream(
     return EventStream(stack, events(running))
 
 
+async def or_silence(items: AsyncIterator[T], seconds: float) -> AsyncIterator[T | None]:
+    """The items as they come, and None whenever nothing came for so long: time for a sign of life."""
+    coming: asyncio.Future[T] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(items))
+            if not (await asyncio.wait((coming,), timeout=seconds))[0]:
+                yield None
+                continue
+            try:
+                item = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield item
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client disconnects. Raises ClientGone then. The
     body must have been read before."""

@@ -15,10 +15,12 @@ from .tokenizer import Tokenizer
 
 
 class Stream:
-    """The output of one request. `stopped`: a stop string was completed, the content is cut before it."""
+    """The output of one request. `stopped`: a stop string was completed, the content is cut before it;
+    `stop_string`: which one."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, strip: bool = True) -> None:
         self.stopped = False
+        self.stop_string: str | None = None
         self._detokenizer = tokenizer.detokenizer()
         self._stop, self._strip = stop, strip
         self._kind: DeltaKind | None = None
@@ -79,9 +81,11 @@ class Stream:
 
     def _end_of_content(self, text: str) -> int:
         """How much of `text` is certain: up to a stop string, or to what may begin one."""
-        cut = first_stop(text, self._stop)
-        self.stopped = cut is not None
-        return len(text) - held_length(text, self._stop) if cut is None else cut
+        match = _first_match(text, self._stop)
+        if match is None:
+            return len(text) - held_length(text, self._stop)
+        self.stopped, self.stop_string = True, text[match.start : match.end]
+        return match.start
 
     def _give(self, kind: DeltaKind, text: str) -> list[Delta]:
         if not text:
@@ -100,9 +104,13 @@ def first_stop(text: str, stop: tuple[str, ...]) -> int | None:
 
     "Complete first", not "begins first": so the cut does not depend on how the text was split.
     """
+    match = _first_match(text, stop)
+    return None if match is None else match.start
+
+
+def _first_match(text: str, stop: tuple[str, ...]) -> _Match | None:
     starts = [(text.find(string), len(string)) for string in stop]
-    matches = [_Match(start + length, start) for start, length in starts if start >= 0]
-    return min(matches).start if matches else None
+    return min((_Match(start + length, start) for start, length in starts if start >= 0), default=None)
 
 
 def held_length(text: str, stop: tuple[str, ...]) -> int:

@@ -278,3 +278,8 @@ for _spelling in _READERS:
     _keys = _KEYS.setdefault(_spelling.partition(".")[0], [])
     _keys += [_spelling.partition(".")[2]] if "." in _spelling else []
 CONTROL_FIELDS: frozenset[str] = frozenset(_KEYS)  # a server may refuse every other field as unknown
+
+
+def control_keys(name: str) -> list[str]:
+    """The keys that `from_request` reads inside the field `name`; none for one that is no object."""
+    return list(_KEYS.get(name, ()))
