@@ -1,8 +1,36 @@
-"""Makes the helper modules beside the tests importable from every test folder."""
+"""Makes the helper modules beside the tests importable from every test folder; a server for many tests."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Any]:
+    """The bundled model, called "nano", behind a server in a thread."""
+    from serving import Served, listening
+
+    from deepfast import LLM, AsyncLLM
+    from deepfast.server.app import create_app
+    from deepfast.server.service import Service
+
+    with LLM() as llm:
+        service = Service({"nano": AsyncLLM(llm)})
+        with listening(create_app(service)) as url:
+            yield Served(url, service, llm)
+
+
+@pytest.fixture(scope="module")
+def client(served: Any) -> Iterator[Any]:
+    """OpenAI's client of that server."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client

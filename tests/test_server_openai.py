@@ -3,116 +3,29 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import Served, listening
+from openai_chats import QUESTION, SHORT, TOOLS, as_joined, ask, joined, refused
 
-from deepfast import LLM, AsyncLLM
-from deepfast.server.app import create_app
 from deepfast.server.schema import ChatRequest, Controls
-from deepfast.server.service import Service
 from deepfast.thinking.controls import CONTROL_FIELDS
-from deepfast.types import EngineError
 
-QUESTION = [{"role": "user", "content": "What is 47 * 86?"}]
-RAW = "<|im_start|>user\nWhat is 47 * 86?<|im_end|>\n<|im_start|>assistant\n"
 SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "integer", "maximum": 9999, "minimum": 0}},
     "required": ["answer"],
     "additionalProperties": False,
 }
-SHORT = {
-    "type": "object",
-    "properties": {"a": {"enum": [1, 2]}},
-    "required": ["a"],
-    "additionalProperties": False,
-}
-TOOLS = [
-    {"type": "function", "function": {"name": name, "description": "It computes.", "parameters": SHORT}}
-    for name in ("mul", "add")
-]
-
-
-@pytest.fixture(scope="module")
-def served():
-    with LLM() as llm:
-        service = Service({"nano": AsyncLLM(llm)})
-        with listening(create_app(service)) as url:
-            yield Served(url, service, llm)
-
-
-@pytest.fixture(scope="module")
-def client(served):
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-def ask(client, **fields: Any):
-    """One chat, not streamed; fields that the client does not know go as extra_body."""
-    return client.chat.completions.create(model="nano", messages=QUESTION, **fields)
-
-
-def refused(client, error=openai.BadRequestError, **fields: Any):
-    with pytest.raises(error) as caught:
-        ask(client, **fields)
-    assert "\n" not in caught.value.message
-    return caught.value
-
-
-def joined(chunks) -> dict[int, dict[str, Any]]:
-    """What chunks add up to, per choice."""
-    found: dict[int, dict[str, Any]] = {}
-    for chunk in chunks:
-        for choice in chunk.choices:
-            whole = found.setdefault(
-                choice.index,
-                {"content": "", "reasoning": "", "reasoning_content": "", "calls": {}, "logprobs": []},
-            )
-            delta = choice.delta
-            for name in ("content", "reasoning", "reasoning_content"):
-                whole[name] += getattr(delta, name, None) or ""
-            for call in delta.tool_calls or ():
-                kept = whole["calls"].setdefault(call.index, {"id": call.id, "name": "", "arguments": ""})
-                kept["name"] += call.function.name or ""
-                kept["arguments"] += call.function.arguments or ""
-            if choice.logprobs:
-                whole["logprobs"] += [token.logprob for token in choice.logprobs.content or ()]
-            whole["finish_reason"] = choice.finish_reason
-    return found
-
-
-def as_joined(completion) -> dict[int, dict[str, Any]]:
-    """The same of an answer that was not streamed."""
-    found = {}
-    for choice in completion.choices:
-        said = choice.message
-        calls = {
-            i: {"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
-            for i, call in enumerate(said.tool_calls or ())
-        }
-        logprobs = [token.logprob for token in (choice.logprobs and choice.logprobs.content) or ()]
-        found[choice.index] = {
-            "content": said.content or "",
-            "reasoning": said.reasoning or "",
-            "reasoning_content": said.reasoning_content or "",
-            "calls": calls,
-            "logprobs": logprobs,
-            "finish_reason": choice.finish_reason,
-        }
-    return found
-
 
 # --- answers ---
 
 
 def test_an_answer_with_its_thought(client):
-    done = ask(client)
+    done = ask(client, temperature=0)
     message = done.choices[0].message
     assert message.content == "4042" and done.choices[0].finish_reason == "stop"
     assert message.reasoning == message.reasoning_content and message.reasoning.endswith("=4042")
@@ -353,186 +266,3 @@ def test_a_call_that_is_cut_off_is_the_same_streamed_and_whole(client):
     assert whole[0]["finish_reason"] == "length" and whole[0]["content"] == ""
     assert whole[0]["calls"][0]["name"] == "mul" and whole[0]["calls"][0]["arguments"].startswith('{"a": "')
     assert joined(ask(client, **fields, reasoning_effort="none", stream=True)) == whole
-
-
-# --- refusals ---
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"audio": {"voice": "x", "format": "wav"}}, "audio"),
-        ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
-        ({"web_search_options": {}}, "web_search_options"),
-        ({"store": True}, "store"),
-        ({"metadata": {"a": "b"}}, "metadata"),
-        ({"service_tier": "flex"}, "service_tier"),
-        ({"verbosity": "low"}, "verbosity"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"temperature": 500}, "temperature"),
-        ({"temperature": "warm"}, "temperature"),
-        ({"top_logprobs": 3}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 30}, "logprobs"),
-        ({"n": 0}, "n"),
-        ({"n": 81}, "n"),
-        ({"stop": [""]}, "stop"),
-        ({"max_tokens": 10**6}, "max_tokens"),
-        ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"logit_bias": {"four": 1}}, "logit_bias"),
-        ({"logit_bias": {"999999": 1}}, "logit_bias"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
-        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "div"}}}, "tool_choice"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"extra_body": {"chat_template_kwargs": {"shout": True}}}, "chat_template_kwargs"),
-        ({"extra_body": {"custom_params": {"shout": True}}}, "custom_params"),
-        ({"extra_body": {"temprature": 1}}, "temprature"),
-        ({"extra_body": {"thinking_budget": -1}}, "thinking_budget"),
-    ],
-)
-def test_what_cannot_be_honoured_is_refused_by_name(client, fields, param):
-    error = refused(client, **fields)
-    assert error.status_code == 400 and error.type == "invalid_request_error"
-    assert error.param == param, error.message
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]},
-        {"role": "user", "content": "hi", "name": "Ann"},
-        {"role": "wizard", "content": "hi"},
-        {"role": "user", "content": ""},
-    ],
-)
-def test_messages_that_cannot_be_read(client, message):
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="nano", messages=[message])
-    assert caught.value.param == "messages"
-
-
-def test_a_model_that_is_not_there(client):
-    with pytest.raises(openai.NotFoundError, match="gpt-4") as caught:
-        client.chat.completions.create(model="gpt-4", messages=QUESTION)
-    assert caught.value.param == "model"
-
-
-def test_labels_and_nulls_change_nothing(client):
-    labels: dict[str, Any] = {
-        "user": "u",
-        "safety_identifier": "s",
-        "prompt_cache_key": "k",
-        "service_tier": "auto",
-    }
-    nulls = dict.fromkeys(("temperature", "stop", "tools", "response_format", "logit_bias", "n", "audio"))
-    plain = as_joined(ask(client, seed=1))
-    assert as_joined(ask(client, seed=1, **labels, extra_body=nulls)) == plain
-
-
-def test_an_error_in_mid_stream_is_an_event(client, served, monkeypatch):
-    backend = served.llm.engine.runner.backend
-    real, steps = backend.sample, 0
-
-    def failing(*args: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > 5:
-            raise EngineError("logits of sequence 0 hold NaN. The weights are damaged.")
-        return real(*args)
-
-    monkeypatch.setattr(backend, "sample", failing)
-    said = []
-    with pytest.raises(openai.APIError, match="NaN") as caught:
-        for chunk in ask(client, stream=True):
-            said.append(chunk)
-    assert said and caught.value.type == "api_error"
-    with pytest.raises(openai.InternalServerError, match="NaN"):
-        ask(client)
-
-
-def test_a_client_that_leaves_frees_the_request(client, served):
-    stream = ask(
-        client, stream=True, extra_body={"ignore_eos": True}, max_tokens=1900, reasoning_effort="none"
-    )
-    next(stream)
-    stream.close()
-    until = time.monotonic() + 10
-    while served.service.active and time.monotonic() < until:
-        time.sleep(0.01)
-    assert served.service.active == 0
-
-
-# --- raw completions ---
-
-
-def complete(client, **fields: Any):
-    """One raw completion."""
-    return client.completions.create(
-        model="nano", **{"prompt": RAW, "max_tokens": 200, "temperature": 0} | fields
-    )
-
-
-def test_a_raw_prompt_is_read_and_answered_whole(client, served):
-    done = complete(client)
-    assert done.choices[0].text.startswith("<think>\n") and done.choices[0].text.endswith("</think>\n\n4042")
-    assert done.choices[0].finish_reason == "stop" and done.id.startswith("cmpl-")
-    ids = served.llm.tokenizer.encode(RAW, control=True)
-    assert done.usage.prompt_tokens == len(ids)
-    assert complete(client, prompt=ids).choices[0].text == done.choices[0].text
-    assert len(complete(client, max_tokens=openai.omit).choices[0].text) < len(done.choices[0].text)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"n": 2, "seed": 1, "temperature": 1.0},
-        {"prompt": [RAW, "What"], "echo": True, "max_tokens": 9},
-        {"logprobs": 2, "max_tokens": 20},
-        {"stop": "</think>"},
-    ],
-)
-def test_raw_chunks_joined_are_the_answer(client, fields):
-    whole = complete(client, **fields)
-    chunks = list(complete(client, **fields, stream=True, stream_options={"include_usage": True}))
-    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
-    for choice in whole.choices:
-        parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
-        assert "".join(part.text for part in parts) == choice.text
-        assert parts[-1].finish_reason == choice.finish_reason
-        if choice.logprobs:
-            tokens = [token for part in parts for token in part.logprobs.tokens]
-            assert tokens == choice.logprobs.tokens and "".join(tokens) == choice.text
-            assert choice.logprobs.text_offset[1] == len(tokens[0])
-            assert all(len(top) == 2 for top in choice.logprobs.top_logprobs)
-
-
-def test_several_prompts_are_several_choices(client):
-    done = complete(client, prompt=[RAW, RAW + "<think>\n\n</think>\n\n"], n=2, echo=True, max_tokens=5)
-    assert len(done.choices) == 4
-    assert [choice.text.startswith(RAW + "<think>\n\n") for choice in done.choices] == [
-        False,
-        False,
-        True,
-        True,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"suffix": "x"}, "suffix"),
-        ({"best_of": 3}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": [10**6]}, "prompt"),
-        ({"extra_body": {"thinking_budget": 3}}, "thinking_budget"),
-        ({"logprobs": 21}, "logprobs"),
-    ],
-)
-def test_raw_refusals(client, fields, param):
-    with pytest.raises(openai.BadRequestError) as caught:
-        complete(client, **fields)
-    assert caught.value.param == param

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import math
 import re
 import secrets
 import time
@@ -244,7 +245,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _check_json(body: bytes) -> None:
     """Raises Refused for what is no JSON, or JSON that nobody could answer."""
     try:
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
         text = f"the body is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}. Send UTF-8."
         raise Refused(400, text) from None
@@ -265,6 +266,13 @@ def _check_json(body: bytes) -> None:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is too large for a number")
+    return number
 
 
 def _is_deep(value: Any) -> bool:

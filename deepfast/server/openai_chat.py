@@ -32,7 +32,9 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     check_options(body.stream, body.stream_options)
     ask = chat_ask(body)
-    request.state.grammar_field = grammar_field(body)  # for errors of its compilation
+    # For errors of the engine, which knows neither name.
+    request.state.grammar_field = grammar_field(body)
+    request.state.limit_field = "max_tokens" if body.max_tokens else "max_completion_tokens"
     check_count(service, len(ask.variants), "n" if body.variants is None else "variants")
     bytes_of = token_bytes(service.model(body.model)[1], ask)
     entering = service.run(body.model, ask)

@@ -6,7 +6,6 @@ why it is refused and the way out. Does not know: what the fields do (wishes.py)
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -44,7 +43,7 @@ class FieldError(UsageError):
 
 
 class Body(BaseModel):
-    """A JSON object that is read strictly: unknown fields, wrong types and halves of characters are refused.
+    """A JSON object that is read strictly: unknown fields and wrong types are refused.
 
     REFUSED: fields that are known and not supported -> why, and the way out. ONLY: fields with one meaning.
     """
@@ -58,7 +57,6 @@ class Body(BaseModel):
     def _honour_or_refuse(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        _check_json(data)
         given = {name: value for name, value in data.items() if value is not None}
         for name, value in given.items():
             if name in cls.REFUSED:
@@ -298,6 +296,8 @@ def param_of(error: Exception, request: Request) -> str | None:
         return getattr(request.state, "grammar_field", None)
     if word.endswith(" new token"):
         word = "max_tokens"
+    if word == "max_tokens":
+        word = getattr(request.state, "limit_field", word)
     word = names.get(word, word)
     return word if word in fields else None
 
@@ -342,13 +342,3 @@ def _similar(name: str, known: Mapping[str, Any]) -> str:
 
     close = get_close_matches(name[:80], list(known), 1)
     return f"Did you mean {close[0]!r}?" if close else "Leave it out."
-
-
-def _check_json(data: dict[str, Any]) -> None:
-    """Refuse what Python reads but JSON cannot hold, so that nothing of it can break an answer."""
-    try:
-        json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        raise UsageError("the body holds half of a character (a lone surrogate). Send valid text.") from None
-    except (ValueError, RecursionError):
-        raise UsageError("the body holds NaN or Infinity, or is nested too deep. Send plain JSON.") from None
