@@ -91,7 +91,10 @@ class Reader:
         """The stream has ended: what was held back; a call that is no JSON is taken back, and is content.
         Raises EngineError when the end came before the answer was complete."""
         if not self._reason:
-            raise EngineError(f"{self._where} broke off in the middle of the answer. Try again.")
+            what = (
+                "broke off in the middle of the answer" if self.id else "sent no chat completion as a stream"
+            )
+            raise EngineError(f"{self._where} {what}. Try again, or check the URL.")
         deltas = self._say(self._split.finish())
         for index, (_, name, *pieces) in list(self._calls.items()):
             arguments = "".join(pieces) or "{}"
