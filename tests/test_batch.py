@@ -21,6 +21,7 @@ from serving import served
 
 from deepfast import LLM
 from deepfast.cli.main import cli
+from deepfast.engine.runner import Runner
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
@@ -188,6 +189,28 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     ):
         done = CliRunner().invoke(cli, ["run", *map(str, arguments)])
         assert done.exit_code == 2 and told in done.stderr
+
+
+def test_a_step_that_fails_spoils_only_the_line_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Runner.forward
+
+    def fragile(self: Runner, chunks: Any) -> None:
+        if any(seq.params.top_k == 77 for seq, *_ in chunks):
+            raise RuntimeError("a kernel failed")
+        plain(self, chunks)
+
+    monkeypatch.setattr(Runner, "forward", fragile)
+    lines = [
+        *(line(f"sum {i}") for i in range(4)),
+        line("bad", top_k=77),
+        *(line(f"more {i}") for i in range(4)),
+    ]
+    done, answers = batch(tmp_path, lines)
+    assert done.exit_code == 1 and "9 lines · 1 failed" in done.stderr
+    assert answers.pop("bad")["response"]["status_code"] == 500
+    assert {one["response"]["status_code"] for one in answers.values()} == {200} and len(answers) == 8
 
 
 def test_an_interrupted_batch_goes_on(tmp_path: Path) -> None:

@@ -219,8 +219,9 @@ class _Writer:
 
 
 async def _answer_all(llm: LLM, model: str | None, source: Path, writer: _Writer) -> None:
-    """Send every line that is not done, a few at once, and write what comes back as it comes."""
-    done, running = writer.done, set[asyncio.Task[None]]()
+    """Send every line that is not done, a few at once, and write what comes back as it comes. A step of the
+    engine that fails takes all lines in it along, so those are asked once more, each alone."""
+    done, running, again = writer.done, set[asyncio.Task[None]](), list[dict[str, Any]]()
     width = WIDTH * llm.requests.settings.max_running
     with open(os.devnull, "w") as nowhere:
         client = _client(llm, model, nowhere)
@@ -235,8 +236,10 @@ async def _answer_all(llm: LLM, model: str | None, source: Path, writer: _Writer
                     ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in ended:
                         task.result()
-                running.add(asyncio.create_task(_answer(client, item, writer)))
+                running.add(asyncio.create_task(_answer(client, item, writer, again)))
             await asyncio.gather(*running)
+            for item in again:
+                await _answer(client, item, writer)
         finally:
             for task in running:
                 task.cancel()
@@ -263,9 +266,17 @@ def _client(llm: LLM, model: str | None, log: TextIO) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://batch", timeout=None)
 
 
-async def _answer(client: httpx.AsyncClient, request: dict[str, Any], writer: _Writer) -> None:
-    """Send one request and write what came back."""
+async def _answer(
+    client: httpx.AsyncClient,
+    request: dict[str, Any],
+    writer: _Writer,
+    again: list[dict[str, Any]] | None = None,
+) -> None:
+    """Send one request and write what came back; where the engine failed, put it into `again` instead."""
     response = await client.post(request["url"], json=request["body"])
+    if response.status_code >= 500 and again is not None:
+        again.append(request)
+        return
     try:
         body = response.json()
     except ValueError:
