@@ -1,13 +1,13 @@
 """Deepfast beside llama.cpp on the CPU: `python benchmarks/vs_llama_cpp.py` (with the extra `bench`).
 
-In: nothing (it makes Qwen3 with random weights in the true shapes, as a Hugging Face directory for us and as
-GGUF quantised by llama.cpp itself, in a cache directory), or a checkpoint. Both use the same threads and 4.5
-bits for each weight (q4, Q4_0), packed before by `deepfast quantize` and by llama.cpp, each in a process of its own that waits while another measures; samples
-alternate. llama.cpp without and with flash attention, at depths also with K/V in q8_0; ours with K/V in f16
-and int8; a setting less than half as fast as its engine's best in an undisturbed round is given up, and said.
-Out: every sample, with the share of the machine that others used; medians, ratios of the better settings, and
-fractions of the measured memory bandwidth and int8 peak. --json: the last line is one object.
-Does not know: quality.
+In: nothing (it makes Qwen3 with random weights in the true shapes, as a Hugging Face directory for us and
+as GGUF quantised by llama.cpp itself, in a cache directory), or a checkpoint. Both use the same threads and
+4.5 bits for each weight (q4, Q4_0), packed before by `deepfast quantize` and by llama.cpp, each in a
+process of its own that waits while another measures; samples alternate. llama.cpp without and with flash
+attention, at depths also with K/V in q8_0; ours with K/V in f16 and int8; a setting less than half as fast
+as its engine's best in an undisturbed round is given up, and said. Out: every sample, with the share of the
+machine that others used; medians, ratios of the better settings, and fractions of the measured memory
+bandwidth and int8 peak. --json: the last line is one object. Does not know: quality.
 """
 
 import argparse
