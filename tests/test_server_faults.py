@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from serve_process import Caller, Process, endless, ends, here, process, soon
+from serve_process import QUESTION, Caller, Process, endless, ends, here, process, soon
 from serving import at_rest
 
 from deepfast import LLM
@@ -67,6 +67,11 @@ def _metric(server: Process, name: str) -> float:
     with Caller(server.port, "/metrics", **KEY) as call:
         text = call.begin().rest().decode()
     return float(next(line.split()[-1] for line in text.splitlines() if line.startswith(name)))
+
+
+def _active(server: Process) -> int:
+    with Caller(server.port, "/health") as call:
+        return int(call.json()["active"])
 
 
 def _memory(server: Process) -> float:
@@ -140,6 +145,10 @@ def test_a_signal_under_load_ends_every_stream_and_leaves_with_0(llm: LLM) -> No
         calls = [Caller(server.port, CHAT, endless(llm)) for _ in range(6)]
         for call in calls:
             assert call.begin().status == 200
+        anthropic = {"model": "deepfast-nano", "messages": QUESTION, "max_tokens": 900}
+        whole = {CHAT: {**endless(llm), "stream": False}, "/v1/messages": anthropic}
+        waiting = [Caller(server.port, path, body) for path, body in whole.items()]
+        assert soon(lambda: _active(server) == len(calls) + len(waiting))
         kept = Caller(server.port, "/v1/models", Connection="keep-alive")
         server.popen.send_signal(signal.SIGTERM)
         assert soon(lambda: any("to finish" in line for line in server.log))
@@ -153,8 +162,10 @@ def test_a_signal_under_load_ends_every_stream_and_leaves_with_0(llm: LLM) -> No
             events = call.events()
             assert events[-1] == "[DONE]" and len(ends(events)) == 1
             assert ends(events)[0] in ("abort", "length")
+        for call in waiting:  # half an answer must not look like a whole one
+            assert (call.json()["error"]["type"], call.status) == ("overloaded_error", 503)
         assert server.wait() == 0
-        for call in (*calls, kept):
+        for call in (*calls, *waiting, kept):
             call.close()
         assert "Traceback" not in "".join(server.log)
 

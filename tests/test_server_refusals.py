@@ -12,6 +12,7 @@ from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params as response_params
 from openai_chats import QUESTION, TOOLS, as_joined, ask, refused
+from serving import at_rest
 from starlette.testclient import TestClient
 
 from deepfast.server.app import create_app
@@ -154,13 +155,31 @@ def test_an_error_in_mid_stream_is_an_event(client, served, monkeypatch):
         ask(client)
 
 
-def test_a_client_that_leaves_frees_the_request(client, served):
-    stream = ask(
-        client, stream=True, extra_body={"ignore_eos": True}, max_tokens=1900, reasoning_effort="none"
-    )
-    next(stream)
-    stream.close()
-    until = time.monotonic() + 10
-    while served.service.active and time.monotonic() < until:
-        time.sleep(0.01)
+LONG: dict[str, Any] = {"ignore_eos": True, "seed": 1}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": QUESTION, "n": 8, "max_tokens": 1900, "think": False}),
+        ("completions", {"prompt": "1", "n": 8, "max_tokens": 2000}),
+        ("responses", {"input": "hi", "max_output_tokens": 1900, "think": False}),
+    ],
+)
+def test_a_client_that_leaves_frees_its_request(served, path, body, stream):
+    before = served.service.active
+    with httpx.Client(timeout=httpx.Timeout(5, read=0.2)) as client:
+        try:
+            with client.stream(
+                "POST", f"{served.url}/v1/{path}", json=body | LONG | {"stream": stream}
+            ) as reply:
+                for _ in reply.iter_lines():
+                    break
+        except httpx.ReadTimeout:
+            assert not stream
+    began = time.monotonic()
+    assert at_rest(served.llm, 5.0) and before == 0
+    while served.service.active and time.monotonic() < began + 5.0:
+        time.sleep(0.002)
     assert served.service.active == 0

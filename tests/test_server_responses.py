@@ -98,7 +98,7 @@ FIELDS = st.fixed_dictionaries(
 
 
 @given(fields=FIELDS, must_call=st.booleans())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_events_add_up_to_the_response(client, fields, must_call):
     if must_call and "tools" in fields:
         fields = fields | {"tool_choice": "required"}
@@ -359,6 +359,20 @@ def test_a_file_that_is_no_store_is_left_alone(tmp_path):
         with pytest.raises(UsageError, match="Choose another"):
             Store(path)
     assert (text.read_bytes(), other.read_bytes()) == before
+
+
+def test_an_answer_that_is_cut_by_the_server_has_failed_and_is_not_kept(app, client):
+    for _ in range(20):  # until it is cut before it has ended by itself
+        with create(client, stream=True, extra_body={"ignore_eos": True, "think": False}) as stream:
+            id = next(stream).response.id
+            for running in app.state.service.all_running:
+                running.cancel()
+            last = list(stream)[-1]
+        if last.type == "response.failed":
+            break
+    assert last.type == "response.failed" and "shutting down" in last.response.error.message
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(id)
 
 
 def test_a_store_that_fails_is_an_error_not_silence(tmp_path, app, client):

@@ -59,7 +59,7 @@ def test_every_route_keeps_to_its_description(described, mode):
             continue  # any text will do in a path
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=5, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=4, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         def check(case):
             case.call_and_validate(checks=CHECKS)
 
@@ -174,7 +174,7 @@ def requests(draw: Any) -> tuple[str, dict[str, Any]]:
 
 
 @given(asked=requests())
-@settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_requests_that_are_almost_right(client, asked):
     path, body = asked
     reply = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})

@@ -22,13 +22,13 @@ from .response_events import Writer
 from .response_items import Item, as_items, as_messages
 from .response_schema import DeletedReply, ItemsReply, ResponseReply, ResponseRequest, check_query
 from .schema import STREAMED, FieldError
-from .service import Ask, NotFound, Running, Service
+from .service import CUT, Ask, NotFound, Running, Service
 from .store import Store, Stored
 from .streaming import event, stream, unless_gone
 from .wishes import chat_messages, chosen_tools, draw_params, format_grammar, thinking_of
 
 router = APIRouter()
-STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete", "abort": "cancelled"}
+STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete", "abort": "failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,13 @@ class Turn:
             more["completed_at"] = int(time.time())
         if status == "incomplete":
             more["incomplete_details"] = {"reason": "max_output_tokens"}
+        if status == "failed":
+            more["error"] = {"code": "server_error", "message": CUT}
         return self.response(running, created, status, writer) | more
 
     async def keep(self, response: dict[str, Any]) -> None:
-        """Put the answer into the store, if it is to be kept."""
-        if self.store is not None:
+        """Put the answer into the store, if it is to be kept and came to its end."""
+        if self.store is not None and response["status"] != "failed":
             conversation = [*self.before, *self.input, *as_items(response["output"])]
             await self.store.put(Stored(response, self.input, conversation))
 
@@ -246,8 +248,7 @@ async def _events(running: Running, turn: Turn) -> AsyncIterator[bytes]:
                 yield _sent(one)
         response = turn.ended(running, created, writer)
         await turn.keep(response)
-        kind = "response.completed" if response["status"] == "completed" else "response.incomplete"
-        yield _sent(writer.event(kind, response=response))
+        yield _sent(writer.event(f"response.{response['status']}", response=response))
     except DeepfastError as error:
         code = "invalid_prompt" if isinstance(error, UsageError) else "server_error"
         response = turn.response(running, created, "failed", writer)

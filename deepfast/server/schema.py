@@ -46,11 +46,13 @@ class Body(BaseModel):
     """A JSON object that is read strictly: unknown fields and wrong types are refused.
 
     REFUSED: fields that are known and not supported -> why, and the way out. ONLY: fields with one meaning.
+    WITHIN: the field of another body that this one is; errors name that.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     REFUSED: ClassVar[dict[str, str]] = {}
     ONLY: ClassVar[dict[str, Rule]] = {}
+    WITHIN: ClassVar[str] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,12 +61,15 @@ class Body(BaseModel):
             return data
         given = {name: value for name, value in data.items() if value is not None}
         for name, value in given.items():
+            wrong = ""
             if name in cls.REFUSED:
-                raise FieldError(name, f"{name} is not supported: {cls.REFUSED[name]}")
-            if name not in cls.model_fields:
-                raise FieldError(name, f"unknown field {shown(name)}. {_similar(name, cls.model_fields)}")
-            if name in cls.ONLY and value not in cls.ONLY[name][0]:
-                raise FieldError(name, f"{name}={shown(value)} is not supported: {cls.ONLY[name][1]}")
+                wrong = f"{name} is not supported: {cls.REFUSED[name]}"
+            elif name not in cls.model_fields:
+                wrong = f"unknown field {shown(name)}. {_similar(name, cls.model_fields)}"
+            elif name in cls.ONLY and value not in cls.ONLY[name][0]:
+                wrong = f"{name}={shown(value)} is not supported: {cls.ONLY[name][1]}"
+            if wrong:
+                raise FieldError(cls.WITHIN or name, f"{cls.WITHIN}: {wrong}" if cls.WITHIN else wrong)
         return given
 
     def given(self) -> dict[str, Any]:
@@ -123,9 +128,16 @@ class ChatDraws(Draws, Controls):
     structured_outputs: dict[str, Any] | None = None
 
 
+class ChatVariant(ChatDraws):
+    """One of several ways to answer."""
+
+    WITHIN = "variants"
+
+
 class StreamOptions(Body):
     """Options of a stream."""
 
+    WITHIN = "stream_options"
     ONLY = {"include_obfuscation": ((False,), "nothing is padded here. Leave it out.")}
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -163,7 +175,7 @@ class ChatRequest(ChatDraws, Labels):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    variants: list[ChatDraws] | None = Field(
+    variants: list[ChatVariant] | None = Field(
         None, description="several ways to answer; each field overrides the request's"
     )
     verbosity: str | None = None
@@ -263,9 +275,8 @@ class CompletionReply(Reply):
     timing: dict[str, float]
 
 
-_EVENTS = {"schema": {"type": "string"}}
 STREAMED: dict[int | str, dict[str, Any]] = {  # what a route says of itself that can also stream
-    200: {"description": "The answer, or its stream.", "content": {"text/event-stream": _EVENTS}}
+    200: {"description": "The answer, or its stream.", "content": {"text/event-stream": {}}}
 }
 
 

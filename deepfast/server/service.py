@@ -15,8 +15,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..types import Completion, DeepfastError, Delta, SamplingParams, Thinking, UsageError, Variant
+from ..types import (
+    Completion,
+    DeepfastError,
+    Delta,
+    EngineError,
+    SamplingParams,
+    Thinking,
+    UsageError,
+    Variant,
+)
 
+CUT = "the server is shutting down and could not finish the answer. Try again in a moment."
+RETRY_AFTER = 5  # seconds that a server takes to come back
 DRAIN_INTERVAL = 0.02  # seconds between two looks at whether all has ended
 
 Tools = list[dict[str, Any]]
@@ -105,6 +116,8 @@ class Running:
     def __init__(self, id: str, model: str, streams: Sequence[Stream]) -> None:
         self.id, self.model, self.streams = id, model, streams
         self.completions: dict[int, Completion] = {}
+        self.streamed = False  # its client has seen a part of it already
+        self._cancelled = False
 
     async def events(self) -> AsyncIterator[Event]:
         """What every variant says, as it comes; each ends with its Completion. Raises EngineError when the
@@ -137,8 +150,16 @@ class Running:
 
     def cancel(self) -> None:
         """Abort what has not ended; who reads the events sees each variant end as "abort"."""
+        self._cancelled = True
         for stream in self.streams:
             stream.cancel()
+
+    @property
+    def was_cut(self) -> bool:
+        """Did `cancel` end it before its end, and nobody has seen anything of it?"""
+        done = [self.completions.get(i) for i in range(len(self.streams))]
+        short = any(one is None or one.finish_reason == "abort" for one in done)
+        return self._cancelled and not self.streamed and short
 
     def chosen(self, variant: int | None) -> Sequence[Stream]:
         """The streams that a control acts on: one variant's, or all. Raises NotFound."""
@@ -204,7 +225,8 @@ class Service:
     ) -> AsyncIterator[Running]:
         """Start a request; it is aborted when the block is left early.
 
-        Raises NotFound, Overloaded, and UsageError for what cannot run.
+        Raises NotFound, Overloaded, and UsageError for what cannot run; at the end of the block ShuttingDown
+        for half an answer that would otherwise look like a whole one.
         """
         name, chosen = self.model(model)
         count = len(ask.variants) if isinstance(ask, Ask) else len(ask.prompts)
@@ -221,6 +243,12 @@ class Service:
             if self._aborting:
                 running.cancel()
             yield running
+            if running.was_cut:
+                raise ShuttingDown(CUT, RETRY_AFTER)
+        except EngineError as error:
+            if running is None or not running.was_cut:
+                raise
+            raise ShuttingDown(CUT, RETRY_AFTER) from error
         finally:
             self.active -= count
             if running is not None:
@@ -253,7 +281,7 @@ class Service:
 
     def _admit(self, count: int) -> None:
         if self.closing:
-            raise ShuttingDown("the server is shutting down. Try again in a moment.", retry_after=5)
+            raise ShuttingDown("the server is shutting down. Try again in a moment.", RETRY_AFTER)
         if count > self.max_requests:
             raise UsageError(
                 f"{count} answers at once are more than the {self.max_requests} that may run and wait. "

@@ -54,6 +54,7 @@ async def stream(
     """Enter the request, so that a refusal is still an error with its own status, then stream its events."""
     stack = AsyncExitStack()
     running = await stack.enter_async_context(entering)
+    running.streamed = True
     return EventStream(stack, events(running))
 
 
