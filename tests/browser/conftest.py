@@ -16,6 +16,9 @@ import pytest
 from fake_server import fake_app
 from serving import listening, served
 
+from deepfast.server.app import create_app
+from deepfast.server.service import Service
+
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
@@ -41,6 +44,16 @@ def real() -> Iterator[str]:
 
     with LLM() as llm, served(llm) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def with_remote(real: str) -> Iterator[str]:
+    """The URL of a server with a model that runs elsewhere: on the real server."""
+    from deepfast.client import Endpoint, RemoteModel
+
+    far = RemoteModel(Endpoint(f"{real}/v1", "deepfast-nano", dialect="deepfast"))
+    with listening(create_app(Service({"far": far}))) as url:
+        yield url
 
 
 @pytest.fixture

@@ -88,11 +88,12 @@ def shoot(page: Any, folder: Path, name: str) -> None:
 
     phone = "phone" in name
     if not phone:
-        ask(page, "Sort these numbers: 12, 7, 30, 1")
-        page.click("#new-chat")
+        for text in ("Sort these numbers: 12, 7, 30, 1", "How many r are in strawberry?"):
+            ask(page, text)
+            page.click("#new-chat")
     ask(page, "What is 47 * 86?")
     page.locator(".answer summary").last.click()
-    ask(page, "How many times does the letter r occur in strawberry?", 2)
+    page.wait_for_timeout(300)
     page.locator("#toast").evaluate("(toast) => { toast.hidden = true }")
     picture("chat")
     if not phone:

@@ -77,6 +77,17 @@ def test_several_models_with_their_costs(fake, visit):
     expect(page.locator(".column")).to_have_count(1)
 
 
+def test_a_model_that_runs_elsewhere(with_remote, visit):
+    page = visit(with_remote)
+    expect(page.locator("#model")).to_have_value("far")
+    expect(page.locator("#model option")).to_have_text("far (remote)")
+    page.click("#compare-toggle")
+    ask(page, "What is 47 * 86?")
+    expect(page.locator(".column").nth(0).locator(".markdown")).to_have_text("4042")
+    expect(page.locator(".column").nth(0).locator("summary")).to_contain_text("ended by itself")
+    expect(page.locator(".column .facts")).to_have_text([re.compile(r"\d tokens · ")] * 2)
+
+
 def test_a_thought_in_one_column_is_steered_alone(fake, visit):
     server = fake()
     page = visit(server.url)
