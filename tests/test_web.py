@@ -83,6 +83,12 @@ def test_texts_become_html(client):
     assert client.post("/render", json={"texts": ["a", ""]}).json() == {"html": ["<p>a</p>\n", ""]}
 
 
+def test_many_texts_have_a_time_together(client, monkeypatch):
+    monkeypatch.setattr("deepfast.server.web.ALL_SECONDS", 0.2)
+    html = client.post("/render", json={"texts": ["$a" * 20_000] * 20}).json()["html"]
+    assert len(html) == 20 and html[-1].startswith('<pre class="plain">')
+
+
 @pytest.mark.parametrize(
     "body",
     [{}, {"text": "a", "texts": []}, {"text": 1}, {"txt": "a"}, {"texts": ["a"] * (MAX_TEXTS + 1)}, []],

@@ -87,13 +87,15 @@ class _TooLong(Exception):
     """The time for one text is used up."""
 
 
-def render(text: str) -> str:
-    """HTML of `text`. Never raises, whatever the text is; what cannot be rendered is shown as it is."""
+def render(text: str, seconds: float | None = None) -> str:
+    """HTML of `text`. Never raises, whatever the text is; what cannot be rendered, or not within so many
+    seconds of processor time (MAX_SECONDS for None), is shown as it is."""
     text = text.encode("utf-8", "replace").decode()  # half a surrogate pair has no place in a page
     if len(text) > MAX_TEXT:
         return _plain(text)
     try:
-        return _clean(_markdown().render(text, {"deadline": time.thread_time() + MAX_SECONDS}))
+        deadline = time.thread_time() + (MAX_SECONDS if seconds is None else seconds)
+        return _clean(_markdown().render(text, {"deadline": deadline}))
     except Exception:  # three libraries parse hostile text here, and an answer must be shown in any case
         return _plain(text)
 

@@ -6,9 +6,12 @@ Does not know: models, conversations, which stay in the browser.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..types import UsageError
-from .render import code_css, render
+from .render import MAX_SECONDS, code_css, render
 from .service import NotFound
 
 router = APIRouter()
@@ -32,6 +35,7 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 MAX_TEXTS = 100  # of one request for HTML
+ALL_SECONDS = 5.0  # of processor time for all of them
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -77,13 +81,28 @@ async def file(request: Request, file: str) -> Response:
 
 
 @router.post("/render")
-def markdown(body: RenderBody) -> dict[str, str | list[str]]:
+async def markdown(body: RenderBody) -> dict[str, str | list[str]]:
     """Markdown with LaTeX and code, made safe HTML: `text` gives `html`, `texts` give a list `html`."""
     if (body.text is None) == (body.texts is None):
         raise UsageError("give either text (a string) or texts (a list of strings).")
+    loop = asyncio.get_running_loop()
     if body.text is not None:
-        return {"html": render(body.text)}
-    return {"html": [render(text) for text in body.texts or ()]}
+        return {"html": await loop.run_in_executor(_threads(), render, body.text)}
+    return {"html": await loop.run_in_executor(_threads(), _render_all, body.texts or [])}
+
+
+def _render_all(texts: list[str]) -> list[str]:
+    """HTML of each; when the time for all is used up, the rest is shown as it is."""
+    began = time.thread_time()
+    return [
+        render(text, min(MAX_SECONDS, max(0.0, ALL_SECONDS - time.thread_time() + began))) for text in texts
+    ]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Few: rendering must not take the processors from the models."""
+    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="render")
 
 
 def _answer(request: Request, name: str) -> Response:

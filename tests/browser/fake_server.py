@@ -71,6 +71,8 @@ def fake_app(*, keys: tuple[str, ...] = (), models: tuple[str, ...] = ("fake-thi
     state = app.state
     state.asked, state.busy, state.controls, state.playing, state.loading = [], 0, [], {}, 0
 
+    state.scenes = dict(SCENES)
+
     @app.get("/health")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -110,12 +112,14 @@ def fake_app(*, keys: tuple[str, ...] = (), models: tuple[str, ...] = ("fake-thi
             return JSONResponse(error_body("/", 400, "the prompt has 9 tokens, and at most 8 fit."), 400)
         id = f"chatcmpl-{len(state.asked)}"
         state.playing[id] = [Playing(body, wish) for wish in body.get("variants") or [{}]]
-        return StreamingResponse(_events(id, state.playing[id], text), media_type="text/event-stream")
+        return StreamingResponse(
+            _events(id, state.playing[id], text, state.scenes), media_type="text/event-stream"
+        )
 
     return app
 
 
-async def _events(id: str, playing: list[Playing], text: str) -> AsyncIterator[str]:
+async def _events(id: str, playing: list[Playing], text: str, scenes: dict[str, str]) -> AsyncIterator[str]:
     def chunk(index: int, **more: Any) -> str:
         choice = {"index": index, "delta": {}, "finish_reason": None} | more
         return f"data: {json.dumps({'id': id, 'choices': [choice]})}\n\n"
@@ -127,7 +131,7 @@ async def _events(id: str, playing: list[Playing], text: str) -> AsyncIterator[s
     for one in playing:
         if not one.thinks:
             one.length, one.stop = 0, "none"
-    scene = next((answer for word, answer in SCENES.items() if word in text), f"Answer to: {text}")
+    scene = next((answer for word, answer in scenes.items() if word in text), f"Answer to: {text}")
     pieces = [scene[at : at + 12] for at in range(0, len(scene), 12)]
     left = list(range(len(playing)))
     while left:

@@ -7,6 +7,7 @@ In: Chromium. Out: every feature of a conversation works by mouse and by key. Do
 from __future__ import annotations
 
 import re
+import socket
 from typing import Any
 
 import pytest
@@ -240,6 +241,33 @@ def test_previews_can_do_no_harm(fake, visit, kind):
     page.get_by_role("button", name="Source").click()
     expect(page.locator("pre.code")).to_be_visible()
     expect(page.locator(".preview")).to_be_hidden()
+
+
+def test_a_preview_opens_no_connection(fake, visit):
+    """Requests are blocked by the policy; but a browser may connect before it asks the policy."""
+    hits = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        at = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        body = f"""<p id="t">shown</p><meta http-equiv="refresh" content="0;url={at}/refresh">
+            <iframe src="{at}/iframe"></iframe><img src="{at}/img"><object data="{at}/object"></object>
+            <link rel="preconnect" href="{at}">
+            <style>@import "{at}/css"; p {{ background: url({at}/bg) }}</style>
+            <template shadowrootmode="open"><iframe src="{at}/shadow"></iframe></template>
+            <svg><image href="{at}/image"/><a href="{at}/a"><text>x</text></a></svg>"""
+        server = fake()
+        server.state.scenes["network"] = f"```html\n{body}\n```\n"
+        page = visit(server.url)
+        page.allowed = ["Content Security Policy"]
+        ask(page, "network")
+        expect(page.frame_locator(".preview iframe").locator("#t")).to_be_visible()
+        for _ in range(5):
+            try:
+                listener.accept()[0].close()
+                hits.append(1)
+            except TimeoutError:
+                page.wait_for_timeout(50)
+    assert not hits
 
 
 def test_busy_counts_down_and_tries_again(fake, visit):

@@ -28,7 +28,7 @@ export function start(saved) {
 
 /** The run of the conversation that is shown, if any. */
 export const running = () => runs.get(conversation.id);
-export const isRunning = (id) => runs.has(id);
+export const runOf = (id) => runs.get(id);
 
 /** Show another conversation, or a new one. */
 export function open(wanted) {
@@ -36,9 +36,9 @@ export function open(wanted) {
   for (const turn of Object.values(conversation.turns)) {
     if (turn.role === "assistant" && turn.finish === null && !turn.live) turn.finish = "abort"; // the page was closed
   }
+  prepare(tree.path(conversation).filter((turn) => turn.role === "assistant").map((turn) => turn.content));
   draw();
   follow.toEnd();
-  prepare(tree.path(conversation).filter((turn) => turn.role === "assistant").map((turn) => turn.content));
 }
 
 export async function save() {

@@ -1,8 +1,8 @@
 // What can be done with a code block: copy it, and look at SVG and HTML in a frame that can do no harm.
 // In: an element with rendered Markdown. Out: a bar above each block. Does not know: conversations, the server.
 //
-// The frame has no origin and no network (its policy comes with preview.html): it cannot read this page, its
-// storage or its key, nor send anything anywhere. Scripts run only when the user asks for them.
+// The frame has no origin and its policy (it comes with preview.html) allows no request: it cannot read this page,
+// its storage or its key, nor send anything anywhere. Scripts run only when the user asks for them.
 
 import { copy, h, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
@@ -60,6 +60,7 @@ function addPreview(box, bar, block, language, source) {
   const run = h("button", {
     type: "button",
     class: "tab",
+    title: t("runScriptsHint"),
     onclick: () => {
       scripts = true;
       frame();

@@ -18,7 +18,7 @@ let parent = null; // the turn that the question follows
 export const isOpen = () => document.body.dataset.view === "compare";
 
 export function start() {
-  columns = settings.columns ?? [{ model: "", mode: "on", budget: null, temperature: null }, { model: "", mode: "off", budget: null, temperature: null }];
+  columns = Array.isArray(settings.columns) && settings.columns.length ? settings.columns.slice(0, MOST) : [{ model: "", mode: "on", budget: null, temperature: null }, { model: "", mode: "off", budget: null, temperature: null }];
   $("add-column").addEventListener("click", () => {
     if (columns.length >= MOST) return toast(t("mostColumns", { n: MOST }));
     columns.push({ ...columns.at(-1) });
@@ -65,7 +65,7 @@ export function send(text) {
   const ways = columns.map((column) => {
     const options = { ...settings.sampling, mode: column.mode, budget: column.mode === "off" ? null : column.budget };
     if (column.temperature !== null) options.temperature = column.temperature;
-    return { model: column.model || settings.model, options, label: labelOf(column) };
+    return { model: modelFor(column), options, label: labelOf(column) };
   });
   const { turns, run } = chat.answer(question.id, ways);
   conversation.turns[question.id].shown = 0;
@@ -86,6 +86,9 @@ export function send(text) {
 }
 
 const actions = { ...chat.actions, retry: null }; // the question can be asked again
+
+/** The column's model, or the page's where that one is no longer served. */
+const modelFor = (column) => (modelOf(column.model) ? column.model : settings.model);
 
 function continueButton(turn) {
   return button(t("continueWith"), () => {
@@ -130,7 +133,7 @@ function head(column, index) {
   const temperature = amount("temperature", { step: "any", max: "100" });
   const fit = () => {
     budget.disabled = column.mode === "off";
-    const heat = modelOf(column.model || settings.model)?.defaults[column.mode === "off" ? "off" : "on"]?.temperature;
+    const heat = modelOf(modelFor(column))?.defaults[column.mode === "off" ? "off" : "on"]?.temperature;
     temperature.placeholder = heat === undefined ? t("byModel") : String(heat);
   };
   const keep = (name, value) => {
@@ -149,7 +152,7 @@ function head(column, index) {
   return h("header", { class: "column-head" },
     h("div", { class: "column-title" }, h("strong", {}, `${index + 1}`),
       h("label", {}, h("span", { class: "hidden" }, t("model")),
-        select(models.map(({ id, remote }) => [id, remote ? `${id} (${t("remote")})` : id]), column.model || settings.model, "model")),
+        select(models.map(({ id, remote }) => [id, remote ? `${id} (${t("remote")})` : id]), modelFor(column), "model")),
       columns.length > 1 ? iconButton("close", t("removeColumn", { n: index + 1 }), remove) : null),
     h("div", { class: "field-row" },
       field(t("mode"), select(["auto", "on", "off"].map((mode) => [mode, t(`mode_${mode}`)]), column.mode, "mode")),

@@ -48,6 +48,7 @@ async function load() {
   }
   loaded = true;
   fillModels();
+  if (compare.isOpen()) compare.open();
   setState("up");
 }
 

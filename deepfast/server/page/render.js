@@ -6,7 +6,9 @@ import { json } from "./api.js";
 import { addCodeTools } from "./code.js";
 
 const made = new Map(); // text -> HTML, for conversations that are opened again
-const KEPT = 300;
+const BATCH = 50;
+const KEPT = 1000;
+let preparing = Promise.resolve(); // many texts are on their way: each of them need not be asked for
 const busy = new WeakMap(); // element -> {text, live}, what to show next
 
 /** Show `text` in `element`. live: more will come; then it is rendered now and again, as fast as the server can. */
@@ -29,6 +31,7 @@ async function work(element, next) {
     const { text, live } = next, began = performance.now();
     let html = null;
     try {
+      await preparing;
       html = made.get(text) ?? (await json("/render", { text })).html;
     } catch {
       // Without a server the text itself is shown: better than nothing.
@@ -43,12 +46,17 @@ async function work(element, next) {
 }
 
 /** Have the HTML of many texts at once, before they are shown. */
-export async function prepare(texts) {
-  const wanted = [...new Set(texts)].filter((text) => text && !made.has(text)).slice(0, 100);
-  if (wanted.length < 2) return;
+export function prepare(texts) {
+  const wanted = [...new Set(texts)].filter((text) => text && !made.has(text)).slice(0, KEPT);
+  if (wanted.length > 1) preparing = askFor(wanted);
+}
+
+async function askFor(wanted) {
   try {
-    const { html } = await json("/render", { texts: wanted });
-    wanted.forEach((text, index) => keep(text, html[index]));
+    for (let at = 0; at < wanted.length; at += BATCH) {
+      const texts = wanted.slice(at, at + BATCH), { html } = await json("/render", { texts });
+      texts.forEach((text, index) => keep(text, html[index]));
+    }
   } catch {
     // Each is asked for again when it is shown.
   }

@@ -41,7 +41,7 @@ const fileName = (conversation) => (conversation.title || t("newChat")).replace(
 
 async function foreign({ changed, removed }) {
   if (removed) known.delete(removed);
-  if (changed && changed !== chat.conversation.id && !chat.isRunning(changed)) known.set(changed, await store.get(changed));
+  if (changed && changed !== chat.conversation.id && !chat.runOf(changed)) known.set(changed, await store.get(changed));
   draw();
 }
 
@@ -74,7 +74,7 @@ function item(conversation) {
   const current = conversation.id === chat.conversation.id;
   const title = conversation.title || t("newChat");
   const openIt = h("button", { type: "button", class: "open", "aria-current": current ? "true" : null, title, onclick: () => choose(conversation) },
-    chat.isRunning(conversation.id) ? h("span", { class: "dots", "aria-hidden": "true" }) : null, h("span", {}, title));
+    chat.runOf(conversation.id) ? h("span", { class: "dots", "aria-hidden": "true" }) : null, h("span", {}, title));
   const menu = h("details", { class: "menu" },
     h("summary", { class: "icon-button", "aria-label": t("actionsFor", { title }), title: t("more") }, icon("more")),
     h("div", { class: "menu-items" },
@@ -123,12 +123,10 @@ async function remove(conversation) {
   dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   if (dialog.returnValue !== "ok") return;
-  if (conversation.id === chat.conversation.id) {
-    const run = chat.running();
-    run?.stop();
-    await run?.finished;
-    fresh();
-  }
+  const run = chat.runOf(conversation.id);
+  run?.stop();
+  await run?.finished; // it stores what there is, which must not come after the deletion
+  if (conversation.id === chat.conversation.id) fresh();
   known.delete(conversation.id);
   await store.remove(conversation.id);
   draw();
