@@ -1,9 +1,9 @@
 """Deepfast as vs_llama_cpp.py measures it: through LLM.generate, scheduler, drawing and text included.
 
-In: a model directory, threads, the context, a KV format. Out: seconds for a prompt, tokens per second of
-generation. A depth is reached once: its keys and values are computed without attention (what they hold does
-not matter to time, and with random weights to nobody) and found again by the prefix cache. Greedy; no drafts,
-since random weights repeat nothing. Does not know: llama.cpp, rounds.
+In: a model directory (packed in q4), threads, the context, a KV format. Out: seconds for a prompt, tokens
+per second of generation. A depth is reached once: its keys and values are computed without attention (what
+they hold does not matter to time, and with random weights to nobody) and found again by the prefix cache.
+Greedy; no drafts, since random weights repeat nothing. Does not know: llama.cpp, rounds.
 """
 
 import random
@@ -29,7 +29,7 @@ class Engine:
             max_kv_tokens=room,
             speculation=False,
         )
-        self._llm = LLM(model, quantize="q4", config=config)
+        self._llm = LLM(model, config=config)
         self._depths: set[int] = set()
 
     def facts(self) -> dict[str, Any]:

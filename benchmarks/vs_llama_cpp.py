@@ -1,13 +1,13 @@
 """Deepfast beside llama.cpp on the CPU: `python benchmarks/vs_llama_cpp.py` (with the extra `bench`).
 
-In: nothing (it makes Qwen3 with random weights in the true shapes, as a Hugging Face directory for us and as
-GGUF quantised by llama.cpp itself, in a cache directory), or a checkpoint. Both use the same threads and 4.5
-bits for each weight (q4, Q4_0), each in a process of its own that waits while another measures; samples
-alternate. llama.cpp without and with flash attention, at depths also with K/V in q8_0; ours with K/V in f16
-and int8; a setting less than half as fast as its engine's best in an undisturbed round is given up, and said.
-Out: every sample, with the share of the machine that others used; medians, ratios of the better settings, and
-fractions of the measured memory bandwidth and int8 peak. --json: the last line is one object.
-Does not know: quality.
+In: nothing (it makes Qwen3 with random weights in the true shapes, as a Hugging Face directory for us and
+as GGUF quantised by llama.cpp itself, in a cache directory), or a checkpoint. Both use the same threads and
+4.5 bits for each weight (q4, Q4_0), packed before by `deepfast quantize` and by llama.cpp, each in a
+process of its own that waits while another measures; samples alternate. llama.cpp without and with flash
+attention, at depths also with K/V in q8_0; ours with K/V in f16 and int8; a setting less than half as fast
+as its engine's best in an undisturbed round is given up, and said. Out: every sample, with the share of the
+machine that others used; medians, ratios of the better settings, and fractions of the measured memory
+bandwidth and int8 peak. --json: the last line is one object. Does not know: quality.
 """
 
 import argparse
@@ -118,7 +118,7 @@ class Run:
     def __init__(
         self, args: argparse.Namespace, path: Path, file: Path, measures: dict[str, Measure], end: float
     ) -> None:
-        self._args, self._path, self._file, self._plan = args, path, file, measures
+        self._args, self._packed, self._file, self._plan = args, packed_of(path), file, measures
         self._children: dict[str, Child] = {}
         self._end = end
         self.config = ModelConfig.from_hf(json.loads((path / "config.json").read_text()))
@@ -136,7 +136,7 @@ class Run:
         engine, kv, *flash = name.split(", ")
         settings = {
             "engine": engine,
-            "model": str(self._path if engine == OURS else self._file),
+            "model": str(self._packed if engine == OURS else self._file),
             "threads": self._args.threads,
             "context": max(depths) + 512,
             "room": sum(depths) + max(depths) + 4096,
@@ -232,6 +232,18 @@ class Run:
                     kind = cost_of(self.config, order, setting.split(", ")[1])
                     found.setdefault(name, {})[engine] = fractions(middle[setting], *kind, self.machine())
         return found
+
+
+def packed_of(path: Path) -> Path:
+    """The checkpoint in q4 as `deepfast quantize` writes it, made where it is missing."""
+    packed = path.with_name(f"{path.name}-q4")
+    if not packed.exists():
+        from deepfast.backend.cpu import CpuBackend
+        from deepfast.model.packed import write_packed
+        from deepfast.model.weights import Checkpoint
+
+        write_packed(Checkpoint.open(path), CpuBackend(available_cpus()), "q4", packed)
+    return packed
 
 
 def take_samples(run: Run, measures: dict[str, Measure], starts: int) -> None:

@@ -343,6 +343,7 @@ NB_MODULE(_C, m) {
     nb::class_<KVCache>(m, "KVCache", "Paged keys and values of all layers.")
         .def(nb::init<int64_t, int64_t, int64_t, int64_t, const std::string&>(), nb::arg("layers"),
              nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("format"))
+        .def("touch", &KVCache::touch, nb::arg("layer"), nb::arg("blocks"))
         .def_prop_ro("bytes", [](const KVCache& c) { return c.pages.size(); })
         .def_prop_ro("kv_heads", [](const KVCache& c) { return c.cache.heads; })
         .def_prop_ro("head_dim", [](const KVCache& c) { return c.cache.dim; });

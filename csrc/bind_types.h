@@ -193,6 +193,18 @@ struct KVCache {
         pages = Buffer(static_cast<size_t>(layers * blocks * heads) * page, true);
         cache.pages = static_cast<uint8_t*>(pages.data());
     }
+
+    // Writes back a byte of every 4 KiB of these blocks, so that the system gives memory now.
+    void touch(int64_t layer, const std::vector<int64_t>& blocks) {
+        in_range("layer", layer, 0, cache.layers);
+        const size_t bytes = static_cast<size_t>(cache.heads) * page_of(cache.format, cache.dim).bytes;
+        for (const int64_t block : blocks) in_range("block id", block, 0, cache.blocks);
+        nb::gil_scoped_release release;
+        for (const int64_t block : blocks) {
+            volatile uint8_t* at = pages_of(cache, static_cast<int>(layer), static_cast<int>(block));
+            for (size_t i = 0; i < bytes; i += 4096) at[i] = at[i];
+        }
+    }
 };
 
 // A checked copy of the integer arrays of backend.base.Batch, shared by all ops of one forward pass.

@@ -375,7 +375,7 @@ size_t linear_scratch(const Packed& w, int n) {
 void linear(Pool& pool, const float* x, int n, const Packed& w, const float* bias, float* y, void* scratch) {
     Scratch memory{static_cast<char*>(scratch)};
     const Inputs inputs = take_inputs(memory, w, x, n);
-    constexpr int kRowsPerChunk = 16;
+    constexpr int kRowsPerChunk = 4;
     pool.each(count_chunks(n, kRowsPerChunk), [&](int chunk, int) {
         const Span rows = span_of(chunk, kRowsPerChunk, n);
         prepare_inputs(inputs, w, rows.first, rows.last);

@@ -68,6 +68,10 @@ class HashRunner:
     def release(self) -> None:
         """Nothing is kept."""
 
+    def touch(self, blocks: Sequence[int]) -> bool:
+        """There is memory behind all of them."""
+        return False
+
     def forward(self, chunks: Sequence[Chunk]) -> None:
         """Write the new tokens and the drafts, into blocks that are their sequence's alone."""
         self._chunks = []

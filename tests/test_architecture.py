@@ -114,6 +114,32 @@ def test_readme_tree_matches_disk():
     assert listed == found, f"README and disk disagree about {sorted(listed ^ found)}"
 
 
+def skeleton(readme: str) -> dict[str, list[str]]:
+    """What a translation leaves as it is."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)]+)\)", prose)
+    return {
+        "code": [code for kind, code in blocks if kind in ("sh", "python")],
+        "commands, and the names in the tree": [
+            re.split(r"(?<=\S)  |(?<=\.py) ", line)[0]
+            for kind, shown in blocks
+            if kind == "text"
+            for line in shown.splitlines()
+        ],
+        "headings, list items and table rows": re.findall(r"^(?:#+|\*|\|)(?=[ -])", prose, re.M),
+        "figures": sorted(re.findall(r"\d+(?:[.,]\d+)*", text)),
+        "links": sorted(link for link in links if not link.startswith("README")),
+    }
+
+
+def test_the_chinese_readme_keeps_up():
+    english, chinese = skeleton("README.md"), skeleton("README.zh-CN.md")
+    for what, ours in english.items():
+        assert ours == chinese[what], f"README.md and README.zh-CN.md differ in {what}"
+
+
 def test_every_test_file_has_tests():
     for path in (ROOT / "tests").rglob("test_*.py"):
         names = [n.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]

@@ -10,13 +10,17 @@ import asyncio
 import dataclasses
 import gc
 import time
+from collections import abc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import chat_checkpoint
 
 from deepfast import LLM, AsyncLLM, EngineConfig, Message, SamplingParams, Thinking
+from deepfast.backend.cpu import CpuBackend
+from deepfast.engine.engine import BLOCKS_AHEAD
 from deepfast.types import Completion, ContextError, ControlError, Delta, EngineError, UsageError
 
 SMALL = EngineConfig(max_context=512, max_kv_tokens=2048, threads=2)
@@ -224,3 +228,32 @@ def test_a_closed_engine_refuses_and_running_requests_end(checkpoint: Path):
     assert stream.completion.finish_reason == "abort"
     with pytest.raises(EngineError, match="closed"):
         llm.generate([[1]], DRAW)
+
+
+def test_idle_time_puts_memory_behind_the_next_blocks_and_changes_none_that_is_used(checkpoint: Path):
+    class Pages(CpuBackend):
+        touched: set[tuple[int, int]] = set()
+
+        def touch(self, cache: Any, layer: int, blocks: abc.Sequence[int]) -> None:
+            super().touch(cache, layer, blocks)
+            self.touched |= {(layer, block) for block in blocks}
+
+    with LLM(checkpoint, config=SMALL) as llm:
+        runner, pool = llm.engine.runner, llm.engine.scheduler.pool
+        wanted = [llm.generate([prompt], DRAW)[0].token_ids for prompt in PROMPTS]
+        runner.backend = Pages(1)
+        layers = runner.decoder.config.num_layers
+        for block in range(pool.num_blocks):  # the cached ones among them
+            for layer in range(layers):
+                runner.backend.touch(runner.cache, layer, [block])
+        assert [llm.generate([prompt], DRAW)[0].token_ids for prompt in PROMPTS] == wanted
+        runner.backend.touched.clear()
+        runner._touched.clear()
+        upcoming = pool.next_free(BLOCKS_AHEAD)
+        llm.generate([[9] * 20], DRAW)
+        end = time.monotonic() + 10
+        while llm.engine._may_touch and time.monotonic() < end:
+            time.sleep(0.01)
+        used = set(upcoming) - set(pool.next_free(pool.num_blocks))
+        assert {(layer, b) for b in pool.next_free(BLOCKS_AHEAD) for layer in range(layers)} <= Pages.touched
+        assert used and not llm.engine.is_busy

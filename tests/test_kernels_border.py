@@ -235,6 +235,8 @@ def bad_batches(cpu: CpuBackend) -> dict[str, Any]:
         "table too narrow": lambda: make_batch([16], [0, 1], [17], [[0]]),
         "negative block": lambda: make_batch([0], [0, 1], [1], [[-1]]),
         "empty batch": lambda: make_batch([], [0], [], []),
+        "touched block beyond the cache": lambda: cache.touch(0, [1, 2]),
+        "touched layer beyond the cache": lambda: cache.touch(1, [0]),
         "block beyond the cache": lambda: core.attention(q, cache, 0, lost),
         "no such layer": lambda: core.attention(q, cache, 1, one),
         "heads in part": lambda: core.attention(numbers(1, 17), cache, 0, one),

@@ -167,3 +167,13 @@ def test_commit_costs_microseconds_for_each_decoded_token():
         pool.commit(seq)
     assert (time.process_time() - began) / 2000 < 20e-6
     assert len(pool._index) == (length - 1) // size
+
+
+def test_the_next_free_blocks_are_those_that_are_handed_out_next():
+    pool = BlockPool(8, 2)
+    first, second = make_sequence([1] * 6, 5), make_sequence([2] * 4, 5)
+    compute(pool, first)
+    expected = pool.next_free(2)
+    compute(pool, second)
+    assert sorted(expected) == sorted(second.blocks) and len(expected) == 2
+    assert len(pool.next_free(100)) == 3 and not set(pool.next_free(3)) & {*first.blocks, *second.blocks}

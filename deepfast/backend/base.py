@@ -118,6 +118,11 @@ class Backend(Protocol):
         """An empty paged KV cache of `blocks` blocks of config.BLOCK_SIZE positions for each layer."""
         ...
 
+    def touch(self, cache: KVCache, layer: int, blocks: Sequence[int]) -> None:
+        """Have memory behind these blocks of a layer; what they hold stays. New memory comes zeroed from the
+        system when it is first written to, which an op would wait for."""
+        ...
+
     def embed(self, token_ids: IntArray, table: Weight) -> Array:
         """[N], [V, D] -> [N, D]"""
         ...

@@ -182,6 +182,10 @@ class CpuBackend:
                 f"a KV cache of {size / 2**20:.0f} MiB does not fit in memory. Lower max_kv_tokens."
             ) from error
 
+    def touch(self, cache: _C.KVCache, layer: int, blocks: Sequence[int]) -> None:
+        """Have memory behind these blocks of a layer."""
+        cache.touch(layer, list(blocks))
+
     def embed(self, token_ids: IntArray, table: Weight) -> _C.Array:
         """[N], [V, D] -> [N, D]"""
         return self._core.embed(token_ids, table.native, 0)

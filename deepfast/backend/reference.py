@@ -110,6 +110,9 @@ class ReferenceBackend:
         kind = np.float16 if format == "f16" else np.float32
         return ReferenceCache(format, np.zeros(shape, kind), np.zeros(shape, kind))
 
+    def touch(self, cache: ReferenceCache, layer: int, blocks: Sequence[int]) -> None:
+        """Nothing: nobody waits for speed here."""
+
     def embed(self, token_ids: IntArray, table: ReferenceWeight) -> FloatArray:
         """[N], [V, D] -> [N, D]"""
         return table.values[token_ids]

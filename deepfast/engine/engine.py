@@ -20,6 +20,7 @@ from .sequence import Sequence
 from .speculate import advance
 
 MAX_IDLE_JOBS = 32  # beyond that the oldest is forgotten
+BLOCKS_AHEAD = 64  # of the KV cache, that have memory behind them before they are used
 
 
 class StepOutput(NamedTuple):
@@ -53,6 +54,7 @@ class Engine:
         self._idle_jobs: deque[Callable[[], Sequence | None]] = deque(maxlen=MAX_IDLE_JOBS)
         self._closing = False
         self._stepping = False
+        self._may_touch = True  # may there be blocks without memory among the next?
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -189,17 +191,24 @@ class Engine:
         while True:
             with self._wake:
                 self._stepping = False
-                while not (self._has_news or self.scheduler.has_work):
+                while not (self._has_news or self.scheduler.has_work or self._may_touch):
                     self._wake.wait()
                 if self._closing:
                     break
-                self._stepping = True
+                self._stepping = self._has_news or self.scheduler.has_work
             try:
-                self.step()
+                if self._stepping:
+                    self.step()
+                self._may_touch = self._stepping or self._touch()
             except Exception as error:  # the step failed as a whole: nobody in it may hang
                 self._end_all(error)
         self._take_in()
         self._end_all(None)
+
+    def _touch(self) -> bool:
+        """In idle time, some milliseconds at once: memory for the blocks that come next, which a step would
+        have to wait for (0.5 ms a token in some virtual machines). False when they have it."""
+        return self.runner.touch(self.scheduler.pool.next_free(BLOCKS_AHEAD))
 
     def _end_all(self, error: Exception | None) -> None:
         for seq in self.scheduler.unfinished():

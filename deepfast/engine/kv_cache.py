@@ -48,6 +48,10 @@ class BlockPool:
         """Positions that all blocks together can hold."""
         return self.num_blocks * self.block_size
 
+    def next_free(self, count: int) -> list[int]:
+        """The blocks that `reserve` will hand out next, as far as they hold nothing."""
+        return self._free[-count:]
+
     def match(self, seq: Sequence) -> CacheMiss:
         """Give `seq`, which owns nothing, the cached blocks that its tokens begin with; at least its last
         token stays pending. Says why they are not more."""

@@ -27,6 +27,9 @@ class Runner:
     ) -> None:
         self.decoder, self.backend, self.num_valid = decoder, backend, num_valid
         self.cache = decoder.new_cache(num_blocks, kv)
+        self._touched: set[int] = set()  # blocks with memory behind them in every layer
+        self._fresh: list[int] = []  # blocks that get it now, layer by layer
+        self._layer = 0
         self._chunks: abc.Sequence[Chunk] = ()
         self._starts: list[int] = []  # first row of logits of each chunk
         self._logits: Array = None  # [L, V]
@@ -61,6 +64,18 @@ class Runner:
             if (top := seq.params.logprobs) is not None and not seq.finish_reason:
                 found[i] = self._logprob(logits, i, tokens[i], top)
         return [Sampled(*pair) for pair in zip(tokens, found, strict=True)]
+
+    def touch(self, blocks: abc.Sequence[int]) -> bool:
+        """Have memory behind one layer of those of these blocks that were never used; False if all were."""
+        if self._layer == 0:
+            self._fresh = [block for block in blocks if block not in self._touched]
+        if not self._fresh:
+            return False
+        self.backend.touch(self.cache, self._layer, self._fresh)
+        self._layer = (self._layer + 1) % self.decoder.config.num_layers
+        if self._layer == 0:
+            self._touched.update(self._fresh)
+        return True
 
     def release(self) -> None:
         """Forget the pass: its sequences belong to their callers, its logits to nobody."""
