@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 @pytest.fixture(scope="module")
 def served() -> Iterator[Any]:
     """The bundled model, called "nano", behind a server in a thread."""
-    from serving import Served, listening
+    from serving import Served, listening, untold
 
     from deepfast import LLM, AsyncLLM
     from deepfast.server.app import create_app
@@ -23,7 +23,7 @@ def served() -> Iterator[Any]:
 
     with LLM() as llm:
         service = Service({"nano": AsyncLLM(llm)})
-        with listening(create_app(service)) as url:
+        with listening(create_app(service, log=untold())) as url:
             yield Served(url, service, llm)
 
 

@@ -5,6 +5,7 @@ In: an application, or a model. Out: its URL while the block runs. Does not know
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ import uvicorn
 
 from deepfast import LLM, AsyncLLM
 from deepfast.server.app import create_app
+from deepfast.server.logs import Log
 from deepfast.server.service import Service
 
 
@@ -48,11 +50,16 @@ def listening(app: Any, send_buffer: int = 0) -> Iterator[str]:
             thread.join()
 
 
+def untold() -> Log:
+    """A log that nobody reads: a server's last lines would fall between two tests."""
+    return Log("json", io.StringIO())
+
+
 @contextmanager
 def served(llm: LLM, **service: Any) -> Iterator[Served]:
     """Serve one loaded model under its own name."""
     made = Service({llm.name: AsyncLLM(llm)}, **service)
-    with listening(create_app(made)) as url:
+    with listening(create_app(made, log=untold())) as url:
         yield Served(url, made, llm)
 
 

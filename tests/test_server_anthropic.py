@@ -13,7 +13,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from serving import Served, at_rest, listening, served
+from serving import Served, at_rest, listening, served, untold
 
 from deepfast import LLM, Thinking
 from deepfast.server import anthropic as api
@@ -312,7 +312,7 @@ class Broken:
 
 def test_an_engine_that_fails_is_an_error_before_and_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "PING_SECONDS", 0.01)
-    app = create_app(Service({"broken": Broken()}))  # type: ignore[dict-item]
+    app = create_app(Service({"broken": Broken()}), log=untold())  # type: ignore[dict-item]
     with listening(app) as url, anthropic.Anthropic(api_key="x", base_url=url, max_retries=0) as client:
         asked = body(model="broken")
         with pytest.raises(anthropic.InternalServerError) as caught:

@@ -12,7 +12,7 @@ from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params as response_params
 from openai_chats import QUESTION, TOOLS, as_joined, ask, refused
-from serving import at_rest
+from serving import at_rest, untold
 from starlette.testclient import TestClient
 
 from deepfast.server.app import create_app
@@ -112,7 +112,7 @@ def test_what_is_not_known_of_remote_models():
     class Remote:
         """A model that can only chat; nothing here gets so far as to ask it."""
 
-    with TestClient(create_app(Service({"far": Remote()}))) as client:
+    with TestClient(create_app(Service({"far": Remote()}), log=untold())) as client:
         chat = {"messages": QUESTION, "logprobs": True}
         for path, body, param in (
             ("chat/completions", chat, "logprobs"),

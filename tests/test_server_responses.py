@@ -13,7 +13,7 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import listening
+from serving import listening, untold
 
 from deepfast import LLM, AsyncLLM
 from deepfast.server.app import create_app
@@ -43,7 +43,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def app(store):
     with LLM() as llm:
-        yield create_app(Service({"nano": AsyncLLM(llm)}), store=store)
+        yield create_app(Service({"nano": AsyncLLM(llm)}), log=untold(), store=store)
 
 
 @pytest.fixture(scope="module")

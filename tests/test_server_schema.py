@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
-from serving import at_rest
+from serving import at_rest, untold
 from starlette.testclient import TestClient
 
 from deepfast import LLM, AsyncLLM
@@ -35,7 +35,7 @@ CHECKS = (
 def app(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store") / "responses.sqlite3")
     with LLM() as llm:
-        yield create_app(Service({"nano": AsyncLLM(llm)}), store=store)
+        yield create_app(Service({"nano": AsyncLLM(llm)}), log=untold(), store=store)
     store.close()
 
 

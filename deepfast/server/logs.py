@@ -20,6 +20,7 @@ from ..config import LogFormat
 from ..types import Usage
 from .service import Running
 
+UNTOLD = ("/page/", "/render")  # what a page asks for by the dozen
 MAX_PROMPT = 20_000  # characters of a body that go into the log where prompts are logged
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -95,7 +96,9 @@ class Log:
         return self._stream or sys.stderr  # looked up each time: it may be replaced
 
     def request(self, record: Record) -> None:
-        """One request, after its end."""
+        """One request, after its end; the page's own files only when something is wrong with them."""
+        if record.path.startswith(UNTOLD) and record.status < 400:
+            return
         level = "error" if record.error or record.status >= 500 else "info"
         fields: dict[str, Any] = {"id": record.id, "client": record.client, "method": record.method}
         fields |= {"path": record.path, "status": record.status, "seconds": round(record.seconds, 4)}
