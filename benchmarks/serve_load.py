@@ -223,7 +223,17 @@ async def settled(port: int) -> dict[str, float]:
 
 async def load(clients: int, seconds: float, arguments: list[str]) -> dict[str, Any]:
     """Start a server, load it, look at it, stop it."""
-    command = [sys.executable, "-m", "deepfast.cli.main", "serve", "--port", "0", "--no-store", *arguments]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "deepfast.cli.main",
+        "serve",
+        "--port",
+        "0",
+        "--no-store",
+        *arguments,
+    ]
     server = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     assert server.stderr is not None
     results = Results()

@@ -27,7 +27,7 @@ from deepfast.server.app import create_app
 from deepfast.server.logs import Log
 from deepfast.server.service import Service
 
-SERVE = [sys.executable, "-m", "deepfast.cli.main", "serve", "--port", "0", "--no-store"]
+SERVE = [sys.executable, "-P", "-m", "deepfast.cli.main", "serve", "--port", "0", "--no-store"]
 QUESTION = [{"role": "user", "content": "What is 47 * 86?"}]
 PATIENCE = 60  # seconds: far more than anything here takes
 
@@ -62,6 +62,7 @@ def process(*options: str, **environment: str) -> Iterator[Process]:
         [*SERVE, *options], stderr=subprocess.PIPE, text=True, env={**known, **environment}
     ) as popen:
         assert popen.stderr is not None
+        reading: threading.Thread | None = None
         try:
             log: list[str] = []
             port = 0
@@ -76,7 +77,8 @@ def process(*options: str, **environment: str) -> Iterator[Process]:
         finally:
             popen.kill()
             popen.wait()
-            reading.join()
+            if reading is not None:
+                reading.join()
 
 
 @contextmanager

@@ -220,7 +220,17 @@ def test_an_interrupted_batch_goes_on(tmp_path: Path) -> None:
         never = {str(token): -100 for token in (ids.think_close, *ids.stops)}
     endless = {"logit_bias": never, "thinking": {"mode": "on", "on_loop": "ignore"}}
     source.write_text("\n".join(json.dumps(one) for one in [line("a"), line("b", **endless, n=20)]) + "\n")
-    command = [sys.executable, "-m", "deepfast.cli.main", "run", "--batch", str(source), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "deepfast.cli.main",
+        "run",
+        "--batch",
+        str(source),
+        "--out",
+        str(out),
+    ]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     deadline = time.monotonic() + 60
     while not (out.exists() and out.stat().st_size) and time.monotonic() < deadline:
