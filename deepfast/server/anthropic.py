@@ -107,7 +107,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     wish = understood(body)
     entering = _fitting(request.app.state.service, body.model, wish.ask)
     if body.stream:
-        return await stream(entering, lambda running: _events(running, wish, body.max_tokens))
+        return await stream(request, entering, lambda running: _events(running, wish, body.max_tokens))
 
     async def whole() -> dict[str, Any]:
         async with entering as running:
