@@ -202,6 +202,7 @@ MANY = 200_000
         (CHAT, {"messages": QUESTION, "logit_bias": {str(i): "x" for i in range(MANY)}}),
         (CHAT, {"messages": QUESTION, "stop": [1] * MANY}),
         (CHAT, {"messages": QUESTION, "variants": [1] * MANY}),
+        (CHAT, {"messages": QUESTION, "variants": [{}] * MANY}),
         ("/v1/completions", {"prompt": [None] * MANY}),
         ("/v1/completions", {"prompt": [[None]] * MANY}),
         ("/v1/responses", {"input": "x", "metadata": dict.fromkeys(map(str, range(MANY)), 1)}),

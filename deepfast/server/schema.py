@@ -204,7 +204,7 @@ class ChatRequest(ChatDraws, Labels):
     tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    variants: Items[ChatVariant] | None = Field(
+    variants: Annotated[Items[ChatVariant], Field(max_length=128)] | None = Field(
         None, description="several ways to answer; each field overrides the request's"
     )
     verbosity: str | None = None
@@ -371,9 +371,8 @@ def shown(value: Any) -> str:
 
 
 def _told(message: str) -> str:
-    return (
-        message.replace("Input should", "should")[:1].lower() + message.replace("Input should", "should")[1:]
-    )
+    told = re.sub(r"^(Input|List) should", "should", message)
+    return told[:1].lower() + told[1:]
 
 
 def _similar(name: str, known: Mapping[str, Any]) -> str:
