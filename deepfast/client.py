@@ -192,7 +192,10 @@ class RemoteChat:
                 if not response.is_success:
                     response.read()
                     raise end.refused(response)
-                for line in response.iter_lines():
+                for text in response.iter_text():
+                    for line in reader.lines(text):
+                        yield from reader.push(line)
+                for line in reader.lines("\n"):
                     yield from reader.push(line)
                 yield from reader.finish()
         except httpx.HTTPError as error:
@@ -352,7 +355,10 @@ class RemoteStream:
 
     async def _read(self) -> None:
         try:
-            async for line in self._response.aiter_lines():
+            async for text in self._response.aiter_text():
+                for line in self._reader.lines(text):
+                    self._put(self._reader.push(line))
+            for line in self._reader.lines("\n"):
                 self._put(self._reader.push(line))
             self._put(self._reader.finish())
         except httpx.HTTPError as error:

@@ -109,7 +109,7 @@ def _messages(messages: str | Sequence[Any], *, thoughts: bool) -> list[dict[str
     if isinstance(messages, str):
         messages = [Message("user", messages)]
     made: list[dict[str, Any]] = []
-    waiting: list[str] = []
+    waiting: dict[str, None] = {}  # ids of calls without a result, in order
     for item in messages:
         raw = _fields(item)
         turn: dict[str, Any] = {"role": raw.get("role"), "content": raw.get("content")}
@@ -117,13 +117,17 @@ def _messages(messages: str | Sequence[Any], *, thoughts: bool) -> list[dict[str
         if thought and thoughts:
             turn["reasoning_content"] = thought
         if calls := raw.get("tool_calls"):
-            turn["tool_calls"] = [_tool_call(call, f"call_{len(made)}_{i}") for i, call in enumerate(calls)]
-            waiting = [call["id"] for call in turn["tool_calls"]]
+            if not isinstance(calls, list | tuple):
+                raise UsageError(f"message {len(made)}: tool_calls is no list. Give a list of calls.")
+            turn["tool_calls"] = [_tool_call(call, len(made), i) for i, call in enumerate(calls)]
+            waiting = dict.fromkeys(call["id"] for call in turn["tool_calls"])
         if turn["role"] == "tool":
             if not raw.get("tool_call_id") and not waiting:
                 raise UsageError(f"message {len(made)}: a tool's result answers no call. Leave it out.")
-            turn["tool_call_id"] = raw.get("tool_call_id") or waiting[0]
-            waiting = [id for id in waiting if id != turn["tool_call_id"]]
+            turn["tool_call_id"] = id = raw.get("tool_call_id") or next(iter(waiting))
+            if not isinstance(id, str):
+                raise UsageError(f"message {len(made)}: tool_call_id is no text. Give the id of a call.")
+            waiting.pop(id, None)
         made.append(turn)
     return made
 
@@ -138,13 +142,20 @@ def _fields(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _tool_call(call: Any, id: str) -> dict[str, Any]:
-    raw: Mapping[str, Any] = as_dict(call) if isinstance(call, ToolCall) else call
-    function: Mapping[str, Any] = raw.get("function") or raw
+def _tool_call(call: Any, message: int, number: int) -> dict[str, Any]:
+    raw: Any = as_dict(call) if isinstance(call, ToolCall) else call
+    function: Any = (raw.get("function") or raw) if isinstance(raw, Mapping) else None
+    named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
+    id = raw.get("id") or f"call_{message}_{number}" if named else None
+    if not named or "arguments" not in function or not isinstance(id, str):
+        raise UsageError(
+            f"message {message}: tool call {number} is not understood. Give id, function.name and "
+            "function.arguments."
+        )
     arguments = function["arguments"]
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {
-        "id": raw.get("id") or id,
+        "id": id,
         "type": "function",
         "function": {"name": function["name"], "arguments": text},
     }

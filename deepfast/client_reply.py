@@ -64,6 +64,7 @@ class Reader:
             thinking or Thinking(),
         )
         self._split = _Thought()
+        self._line = ""  # that has not ended yet
         self._texts: dict[str, list[str]] = {"reasoning": [], "content": []}
         self._calls: dict[int, list[str]] = {}  # id, name, pieces of the arguments
         self._malformed: list[str] = []
@@ -72,6 +73,12 @@ class Reader:
         self._report: Mapping[str, Any] | None = None
         self._start, self._first, self._last = time.monotonic(), 0.0, 0.0
         self._thought = [0.0, 0.0]  # when it began and when it was last heard of
+
+    def lines(self, text: str) -> list[str]:
+        """The lines that end in this piece of the stream. A line feed alone ends one: others (httpx too) end
+        them at U+0085 and U+2028, which may stand in JSON."""
+        *whole, self._line = (self._line + text).split("\n")
+        return whole
 
     def push(self, line: str) -> list[Delta]:
         """The Deltas of one line of the stream. Raises EngineError for an error in it, and for nonsense."""

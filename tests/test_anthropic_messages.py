@@ -5,6 +5,7 @@ In: JSON and Deltas, made up. Out: contracts of the translation. Does not know: 
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -54,6 +55,15 @@ def test_results_stand_in_the_order_of_their_calls() -> None:
     assert [turn["content"] for turn in made] == said
     assert made[2]["reasoning"] == "hm"
     assert made[2]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Oslo"}}
+
+
+def test_thousands_of_results_find_their_calls_at_once() -> None:
+    ids = [f"c{i}" for i in range(20_000)]
+    calls = [{"type": "tool_use", "id": id, "name": "f", "input": {}} for id in ids]
+    results = [{"type": "tool_result", "tool_use_id": id} for id in ids]
+    began = time.thread_time()
+    made = conversation(None, [{"role": "assistant", "content": calls}, {"role": "user", "content": results}])
+    assert len(made) == 20_001 and time.thread_time() - began < 2
 
 
 def test_tools_take_our_shape() -> None:

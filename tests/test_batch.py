@@ -117,6 +117,15 @@ def test_what_is_wrong_is_told_by_line_and_the_rest_is_answered(tmp_path: Path) 
     assert "13 lines · 12 failed" in done.stderr
 
 
+def test_a_body_that_is_no_good_json_spoils_only_its_own_line(tmp_path: Path) -> None:
+    lines = [line("a"), line("half", "\ud800"), line("nan", temperature=float("nan")), line("b")]
+    lines.append(json.dumps(line("huge", temperature=7)).replace("7", "1e999"))
+    done, answers = batch(tmp_path, lines)
+    assert done.exit_code == 1 and "5 lines · 3 failed" in done.stderr
+    found = {name: one["response"]["status_code"] for name, one in answers.items()}
+    assert found == {"a": 200, "b": 200, "half": 400, "nan": 400, "huge": 400}
+
+
 def test_nothing_is_done_twice_and_what_was_corrected_is_done(tmp_path: Path) -> None:
     first, before = batch(tmp_path, [line("a"), "broken"])
     assert first.exit_code == 1

@@ -131,7 +131,7 @@ def test_keys_come_from_options_a_file_and_the_environment(
     made: list[ServerConfig] = []
     monkeypatch.setattr(module, "_serve", lambda models, config, *_: made.append(config))
     monkeypatch.setenv("DEEPFAST_API_KEYS", "from-env, more-env,")
-    (tmp_path / "keys").write_text("# ours\nfrom-file\n\n other-file \n")
+    (tmp_path / "keys").write_text("\ufefffrom-file\n# ours\n\n other-file \n")
     done = run("--api-key", "from-option", "--api-key-file", str(tmp_path / "keys"))
     assert made[0].api_keys == ("from-option", "from-file", "other-file", "from-env", "more-env")
     assert made[0].hosts == () and "from-" not in done.stderr
@@ -142,8 +142,9 @@ def test_without_keys_only_names_of_this_machine_are_served(
 ) -> None:
     made: list[ServerConfig] = []
     monkeypatch.setattr(module, "_serve", lambda models, config, *_: made.append(config))
-    run("--allow-host", "mine.local")
+    run("--allow-host", "Mine.local", "--cors", "http://localhost:3000/")
     run("--host", "0.0.0.0")
+    assert made[0].cors == ("http://localhost:3000",)  # as browsers send it
     assert [config.hosts for config in made] == [("127.0.0.1", "localhost", "::1", "mine.local"), ()]
 
 

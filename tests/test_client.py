@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
-from serving import Served, at_rest, listening, served
+from serving import Served, at_rest, listening, served, untold
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -196,6 +198,35 @@ def test_who_leaves_a_remote_answer_ends_it_there(here: Served, chat: RemoteChat
 
     asyncio.run(leave())
     assert at_rest(here.llm)
+
+
+def test_who_leaves_before_a_remote_answer_begins_ends_it_there() -> None:
+    asked, left = threading.Event(), threading.Event()
+
+    async def slow(request: Request) -> Response:
+        await request.body()
+        asked.set()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+        return Response()
+
+    far = Starlette(routes=[Route("/v1/chat/completions", slow, methods=["POST"])])
+    with listening(far) as there:
+        service = Service({"far": RemoteModel(Endpoint(f"{there}/v1", "m"))})
+        with listening(create_app(service, log=untold())) as url:
+            body = {"messages": [{"role": "user", "content": ASK}], "stream": True}
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", json=body, timeout=httpx.Timeout(10, read=0.5))
+            assert asked.is_set() and left.wait(5)
+            assert service.active == 0
+
+
+def test_the_stop_string_of_a_remote_answer_is_known(here: Served, chat: RemoteChat) -> None:
+    params = SamplingParams(seed=1, stop=("0", "4"))
+    off = Thinking(mode="off")
+    found = chat.chat(ASK, params, off).stop_string
+    assert found is not None and found == here.llm.chat(ASK, params, off).stop_string
 
 
 # --- what an endpoint may do ---

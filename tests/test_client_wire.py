@@ -13,6 +13,7 @@ import pytest
 from deepfast import Grammar, Message, SamplingParams, Thinking, ToolCall, Variant
 from deepfast.client_body import chat_body
 from deepfast.client_reply import Reader
+from deepfast.server.streaming import event
 from deepfast.types import Completion, ControlError, Delta, EngineError, UsageError
 
 ASK = "What is 47 * 86?"
@@ -51,6 +52,17 @@ def test_a_thought_in_the_content_is_found_however_it_is_split(
     assert (done.reasoning, done.content) == (reasoning, content)
     assert "".join(d.text for d in deltas if d.kind == "content") == content
     assert done.thinking.stop == ("natural" if reasoning and content else "none")
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    said = "a\u2028b\x85c"
+    raw = chunk(content=said).encode().decode("unicode_escape")  # as others send it: not escaped
+    reader = Reader("there", None, None)
+    text = f"{raw}\r\n\r\n{chunk('stop')}"
+    lines = [line for half in (text[:30], text[30:], "\n") for line in reader.lines(half)]
+    assert said in text and "".join(d.text for line in lines for d in reader.push(line)) == said
+    assert reader.finish() == []
+    assert event({"x": said}).decode().splitlines()[0] == event({"x": said}).decode().rstrip("\n")
 
 
 def test_other_spellings_of_an_answer() -> None:
@@ -167,5 +179,9 @@ def test_old_thoughts_and_results_of_tools_are_sent_as_each_dialect_wants_them()
         assert [made[i]["tool_call_id"] for i in (2, 3)] == [call["id"] for call in made[1]["tool_calls"]]
         assert made[3]["tool_call_id"] == "own"
         assert ("reasoning_content" in made[1]) == (dialect == "deepfast")
+    for calls in (5, ["x"], [{"id": "a"}], [{"function": 5}], [{"id": 5, "name": "f", "arguments": "{}"}]):
+        with pytest.raises(UsageError, match="message 0: tool.call"):
+            wrong: Any = [{"role": "assistant", "tool_calls": calls}]
+            chat_body("there", "openai", "m", wrong, Variant(), None, "auto")
     with pytest.raises(UsageError, match="answers no call"):
         chat_body("there", "openai", "m", [Message("tool", "1")], Variant(), None, "auto")

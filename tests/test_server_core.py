@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,6 +185,40 @@ def test_a_body_that_is_not_marked_as_json(client: TestClient) -> None:
     assert reply.status_code == 400 and "Content-Type: application/json" in reply.text
 
 
+@pytest.mark.parametrize("kind", ["application/JSON", "Application/Json; charset=utf-8"])
+def test_json_is_checked_however_its_type_is_spelled(client: TestClient, kind: str) -> None:
+    for raw, said in ((b'{"prompt": "\\ud800"}', "half of a character"), (b'{"x": NaN}', "NaN is no number")):
+        reply = client.post("/tokenize", content=raw, headers={"Content-Type": kind})
+        assert reply.status_code == 400 and said in reply.text
+
+
+MANY = 200_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [1] * MANY}),
+        (CHAT, {"messages": QUESTION, "logit_bias": {str(i): "x" for i in range(MANY)}}),
+        (CHAT, {"messages": QUESTION, "stop": [1] * MANY}),
+        (CHAT, {"messages": QUESTION, "variants": [1] * MANY}),
+        (CHAT, {"messages": QUESTION, "variants": [{}] * MANY}),
+        ("/v1/completions", {"prompt": [None] * MANY}),
+        ("/v1/completions", {"prompt": [[None]] * MANY}),
+        ("/v1/responses", {"input": "x", "metadata": dict.fromkeys(map(str, range(MANY)), 1)}),
+        ("/v1/messages", {"model": "nano", "max_tokens": 9, "messages": [1] * MANY}),
+        ("/detokenize", {"tokens": ["x"] * MANY}),
+        ("/render", {"texts": [1] * MANY}),
+        (f"{CHAT}/x/control", {"action": "end"} | {f"a{i}": 1 for i in range(MANY)}),
+    ],
+)
+def test_a_million_mistakes_are_one(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    began = time.process_time()
+    reply = client.post(path, json=body)
+    assert reply.status_code == 400 and len(reply.text) < 3000
+    assert time.process_time() - began < 2  # listing them all took minutes, and gigabytes
+
+
 # --- ids, logs, errors of our own ---
 
 
@@ -313,6 +348,7 @@ def test_a_conversation_has_the_tokens_that_its_answer_is_charged_for(client: Te
         ({"prompt": "a", "messages": QUESTION}, "either prompt or messages"),
         ({"prompt": "a", "tools": []}, "tools belongs to messages"),
         ({"prompt": "a", "other": 1}, "other"),
+        ({"messages": QUESTION, "chat_template_kwargs": {"shout": True}}, "shout"),
         ({"prompt": "a", "model": "gpt"}, "'gpt'"),
         ({"messages": [{"role": "wizard", "content": "a"}]}, "wizard"),
     ],

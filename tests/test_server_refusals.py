@@ -19,6 +19,7 @@ from deepfast.server.app import create_app
 from deepfast.server.response_schema import ResponseRequest
 from deepfast.server.schema import ChatRequest, CompletionRequest
 from deepfast.server.service import Service
+from deepfast.server.wishes import chat_messages
 from deepfast.types import EngineError
 
 
@@ -92,6 +93,15 @@ def test_messages_that_cannot_be_read(client, message):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="nano", messages=[message])
     assert caught.value.param == "messages"
+
+
+def test_thousands_of_results_find_their_calls_at_once():
+    ids = [f"c{i}" for i in range(20_000)]
+    calls = {"role": "assistant", "tool_calls": [{"id": id} for id in ids]}
+    results = [{"role": "tool", "tool_call_id": id, "content": id} for id in ids]
+    began = time.thread_time()
+    made = chat_messages([calls, *reversed(results)])
+    assert made == [calls, *results] and time.thread_time() - began < 2
 
 
 def test_a_model_that_is_not_there(client):

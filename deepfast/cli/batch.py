@@ -205,7 +205,9 @@ class _Writer:
         """One more line."""
         line: dict[str, Any] = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": custom_id}
         line |= {"response": response, "error": error}
-        self.out.write((json.dumps(line) + "\n").encode())
+        rest = (json.dumps(line) + "\n").encode()
+        while rest:  # nearly full disks take a part, and say so with the next one
+            rest = rest[self.out.write(rest) :]
         self.done.note(line)
         self.bar.advance()
 
@@ -273,7 +275,8 @@ async def _answer(
     again: list[dict[str, Any]] | None = None,
 ) -> None:
     """Send one request and write what came back; where the engine failed, put it into `again` instead."""
-    response = await client.post(request["url"], json=request["body"])
+    sent = json.dumps(request["body"])  # also what is no good JSON: the API says so, and the others go on
+    response = await client.post(request["url"], content=sent, headers={"Content-Type": "application/json"})
     if response.status_code >= 500 and again is not None:
         again.append(request)
         return

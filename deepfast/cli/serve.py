@@ -164,7 +164,7 @@ def server_config(options: dict[str, Any]) -> ServerConfig:
     """The options as one value. Raises UsageError for what makes no sense."""
     keys = list(options["api_key"])
     if options["api_key_file"] is not None:
-        lines = options["api_key_file"].read_text("utf-8").splitlines()
+        lines = options["api_key_file"].read_text("utf-8-sig", "replace").splitlines()
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not found:
             raise UsageError(f"{options['api_key_file']} holds no key. Write one on each line.")
@@ -173,13 +173,21 @@ def server_config(options: dict[str, Any]) -> ServerConfig:
     names = ("host", "port", "max_tokens", "max_queue", "max_body", "shutdown_seconds")
     hosts: tuple[str, ...] = ()
     if _is_local(options["host"]) and not keys:
-        hosts = (*dict.fromkeys((options["host"], "127.0.0.1", "localhost", "::1", *options["allow_host"])),)
+        hosts = (
+            *dict.fromkeys(
+                (options["host"], "127.0.0.1", "localhost", "::1", *_lower(options["allow_host"]))
+            ),
+        )
     return ServerConfig(
         **{name: options[name] for name in (*names, "log_prompts", "log_format")},
         api_keys=tuple(keys),
-        cors=options["cors"],
+        cors=tuple(origin.rstrip("/") for origin in options["cors"]),  # browsers send it without
         hosts=hosts,
     )
+
+
+def _lower(names: Iterable[str]) -> Iterator[str]:
+    return (name.lower() for name in names)
 
 
 @contextlib.contextmanager

@@ -193,7 +193,7 @@ class Body:
         try:
             async with asyncio.timeout(self.config.body_seconds):
                 body = await self._read(headers, receive)
-            if "json" in headers.get("content-type", "") and body:
+            if body and "json" in (headers.get("content-type") or "json").lower():
                 _check_json(body)
         except TimeoutError:
             text = f"the body did not arrive within {self.config.body_seconds:g} s. Send it faster."

@@ -23,7 +23,7 @@ from ..thinking.controls import EFFORTS
 from ..types import Completion, ContextError, DeepfastError, Grammar, SamplingParams, Thinking, Variant
 from .anthropic_messages import cache_control, conversation, tool_choice, tools
 from .anthropic_reply import Blocks, error_event, head, message, stopped
-from .schema import Controls, FieldError, Reply, Whole, shown
+from .schema import Controls, FieldError, Items, Reply, Whole, shown
 from .service import Ask, Running, Service
 from .streaming import event, or_silence, stream, unless_gone
 from .wishes import thinking_of
@@ -46,9 +46,9 @@ class Prompt(Controls):
     REFUSED = ELSEWHERE
     ONLY = {"speed": (("standard",), "there is one speed. Leave it out.")}
     model: str
-    messages: list[dict[str, Any]]
-    system: str | list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Items[dict[str, Any]]
+    system: str | Items[dict[str, Any]] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: Any = Field(
         None, description='{"type": "enabled" | "disabled" | "adaptive", "budget_tokens", "display"}'
@@ -63,7 +63,7 @@ class MessagesRequest(Prompt):
     """POST /v1/messages."""
 
     max_tokens: Whole = Field(description="new tokens at most, those of the thought included")
-    stop_sequences: list[str] | None = None
+    stop_sequences: Items[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Whole | None = None
@@ -107,7 +107,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     wish = understood(body)
     entering = _fitting(request.app.state.service, body.model, wish.ask)
     if body.stream:
-        return await stream(entering, lambda running: _events(running, wish, body.max_tokens))
+        return await stream(request, entering, lambda running: _events(running, wish, body.max_tokens))
 
     async def whole() -> dict[str, Any]:
         async with entering as running:

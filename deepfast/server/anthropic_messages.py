@@ -217,11 +217,12 @@ def _call(where: str, block: Mapping[str, Any]) -> dict[str, Any]:
 def _user(where: str, blocks: Sequence[Block], calls: Sequence[str]) -> list[dict[str, Any]]:
     """What a user sends: results of the calls before, in the order of the calls, then what is said."""
     results: dict[str, str] = {}
+    wanted = frozenset(calls)
     said = []
     for place, block in blocks:
         if block["type"] == "tool_result":
             id, result = _result(place, block)
-            if id not in calls or id in results:
+            if id not in wanted or id in results:
                 why = "has a result already" if id in results else "is no tool_use of the turn before"
                 raise UsageError(f"{place}.tool_use_id: {id[:60]!r} {why}. Send one result for each call.")
             results[id] = result

@@ -58,7 +58,9 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     entering = service.run(body.model, ask, prefix="cmpl")
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        return await stream(entering, lambda running: _chunks(running, prompts, bytes_of, with_usage))
+        return await stream(
+            request, entering, lambda running: _chunks(running, prompts, bytes_of, with_usage)
+        )
 
     async def whole() -> dict[str, Any]:
         async with entering as running:

@@ -35,6 +35,7 @@ KINDS = {
 CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 429: "rate_limit_exceeded"}
 ANTHROPIC = "/v1/messages"
 MAX_SHOWN = 3  # mistakes named in one error
+MAX_READ = 100  # mistakes that are looked at
 MAX_TEXT = 2000  # characters of an error's text
 CLIENT_GONE = 499  # nobody will read it; the log does
 
@@ -114,7 +115,7 @@ def _mistakes(request: Request, errors: Sequence[Any]) -> tuple[str, str | None]
     """One line over the first mistakes of a body, and the field of the first one."""
     lines: list[str] = []
     first: str | None = None
-    for mistake in errors:
+    for mistake in errors[:MAX_READ]:
         where = ".".join(str(part) for part in mistake["loc"] if part not in ("body", "query", "path"))
         line = _mistake(request, where, mistake)
         if line not in lines:

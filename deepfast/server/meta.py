@@ -17,20 +17,15 @@ from starlette.responses import JSONResponse, Response
 
 from ..config import NO_THINK_DEFAULTS, THINK_DEFAULTS
 from ..engine.llm import LLM, AsyncLLM
-from ..thinking.controls import from_request
 from ..types import ControlError, ModelError, UsageError, as_dict
 from .metrics import CONTENT_TYPE
+from .schema import Items, Strict
 from .service import NotFound, Running, Service, Stream
+from .wishes import thinking_of
 
 router = APIRouter()
 MODES = {"hybrid": ["on", "off"], "think": ["on"], "no_think": ["off"]}
 JSON_OBJECT = {"content": {"application/json": {"schema": {"type": "object"}}}}
-
-
-class Strict(BaseModel):
-    """A body whose unknown fields are refused by name."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Health(BaseModel):
@@ -74,8 +69,8 @@ class TokenizeBody(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Items[dict[str, Any]] | None = None
+    tools: Items[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool = Field(
@@ -108,7 +103,7 @@ class DetokenizeBody(Strict):
     """Ids of one model."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Items[int]
 
 
 class Text(BaseModel):
@@ -239,8 +234,12 @@ async def tokenize(request: Request, body: TokenizeBody) -> Tokens:
     """Ids of a text, or of a conversation as its model reads it."""
     llm = _llm(request, body.model)
     tokens = await asyncio.to_thread(_tokens, llm, body)
-    texts = [llm.tokenizer.decode([token]) for token in tokens] if body.return_token_strs else None
+    texts = await asyncio.to_thread(_texts, llm, tokens) if body.return_token_strs else None
     return Tokens(tokens=tokens, count=len(tokens), max_model_len=llm.max_context, token_strs=texts)
+
+
+def _texts(llm: LLM, tokens: list[int]) -> list[str]:
+    return [llm.tokenizer.decode([token]) for token in tokens]
 
 
 def _tokens(llm: LLM, body: TokenizeBody) -> list[int]:
@@ -249,7 +248,7 @@ def _tokens(llm: LLM, body: TokenizeBody) -> list[int]:
     conversation = llm.requests.conversation(body.messages, body.tools)
     if not body.add_generation_prompt:
         return llm.template.encode(conversation.turns, tools=conversation.tools, add_generation_prompt=False)
-    wish = from_request({"chat_template_kwargs": body.chat_template_kwargs})
+    wish = thinking_of({"chat_template_kwargs": body.chat_template_kwargs})
     return llm.requests.prompt_ids(conversation, wish)
 
 

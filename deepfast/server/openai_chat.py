@@ -40,7 +40,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     entering = service.run(body.model, ask)
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        return await stream(entering, lambda running: _chunks(running, bytes_of, with_usage))
+        return await stream(request, entering, lambda running: _chunks(running, bytes_of, with_usage))
 
     async def whole() -> dict[str, Any]:
         async with entering as running:

@@ -113,7 +113,8 @@ def extensions(done: Completion) -> dict[str, Any]:
         "source": report.source,
         "waits": report.waits,
     }
-    more = {"malformed": list(done.malformed)} if done.malformed else {}
+    more: dict[str, Any] = {"malformed": list(done.malformed)} if done.malformed else {}
+    more |= {} if done.stop_string is None else {"stop_reason": done.stop_string}  # as vLLM says it
     return {"thinking": thinking, "usage": usage([done]), **more}
 
 

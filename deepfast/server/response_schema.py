@@ -17,11 +17,13 @@ from .schema import (
     Controls,
     Draws,
     FieldError,
+    Items,
     Labels,
     Reply,
     StreamOptions,
     chat_words,
     name_fields,
+    only_first,
     shown,
 )
 
@@ -56,7 +58,7 @@ class ResponseRequest(Draws, Controls, Labels):
         "mode": ("standard",),
     }
 
-    input: str | list[dict[str, Any]]
+    input: str | Items[dict[str, Any]]
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -66,12 +68,12 @@ class ResponseRequest(Draws, Controls, Labels):
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     reasoning: dict[str, Any] | None = Field(None, description='{"effort", "max_tokens", "enabled"}')
     text: dict[str, Any] | None = Field(None, description='{"format"}')
-    tools: list[dict[str, Any]] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    include: list[str] | None = None
+    include: Items[str] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], only_first(str)] | None = None
     background: bool | None = None
     truncation: str | None = None
 

@@ -104,7 +104,7 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     entering = service.run(body.model, turn.ask, prefix="resp")
     if body.stream:
-        return await stream(entering, lambda running: _events(running, turn))
+        return await stream(request, entering, lambda running: _events(running, turn))
 
     async def whole() -> dict[str, Any]:
         async with entering as running:

@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.requests import Request
 
 from ..types import UsageError
 
 Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Field(ge=-1, le=2**31 - 1)]
-Biases = dict[str, float]
+T = TypeVar("T")
+Items = Annotated[list[T], Field(fail_fast=True)]  # a million wrong items are one mistake
+
+
+def only_first(*kinds: type) -> BeforeValidator:
+    """Of an object with wrong values, the first wrong one alone: pydantic would list a million of them."""
+
+    def first(value: Any) -> Any:
+        pairs = value.items() if isinstance(value, dict) else ()
+        wrong = next(((key, inner) for key, inner in pairs if type(inner) not in kinds), None)
+        return value if wrong is None else dict([wrong])
+
+    return BeforeValidator(first)
+
+
+Biases = Annotated[dict[str, float], only_first(int, float)]
 Rule = tuple[tuple[Any, ...], str]  # the values that mean what is done anyway, and why no other one may be
 
 NOT_HERE = {  # fields of the APIs that this server has nothing behind
@@ -40,6 +55,20 @@ class FieldError(UsageError):
     def __init__(self, param: str, text: str) -> None:
         super().__init__(text)
         self.param = param
+
+
+class Strict(BaseModel):
+    """A body whose unknown fields are refused by name; the first one, where there are many."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        unknown = next(({name: data[name]} for name in data if name not in cls.model_fields), {})
+        return {name: value for name, value in data.items() if name in cls.model_fields} | unknown
 
 
 class Body(BaseModel):
@@ -108,8 +137,8 @@ class Draws(Body):
     repetition_penalty: float | None = None
     logit_bias: Biases | None = Field(None, description="token id -> bias")
     seed: Whole | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
 
 
@@ -124,7 +153,7 @@ class ChatDraws(Draws, Controls):
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Items[str] | None = None
     structured_outputs: dict[str, Any] | None = None
 
 
@@ -167,20 +196,20 @@ class ChatRequest(ChatDraws, Labels):
         "store": ((False,), "chat completions are not stored. Use /v1/responses, or leave it out."),
         "modalities": ((["text"],), "only text is generated. Use ['text'], or leave it out."),
     }
-    messages: list[dict[str, Any]]
+    messages: Items[dict[str, Any]]
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    variants: list[ChatVariant] | None = Field(
+    variants: Annotated[Items[ChatVariant], Field(max_length=128)] | None = Field(
         None, description="several ways to answer; each field overrides the request's"
     )
     verbosity: str | None = None
     store: bool | None = None
-    modalities: list[str] | None = None
+    modalities: Items[str] | None = None
 
 
 class CompletionRequest(Draws, Labels):
@@ -194,7 +223,7 @@ class CompletionRequest(Draws, Labels):
         },
     }
     ONLY = RULES
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Items[str] | Items[int] | Items[Items[int]]
     max_tokens: Count | None = None
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -342,9 +371,8 @@ def shown(value: Any) -> str:
 
 
 def _told(message: str) -> str:
-    return (
-        message.replace("Input should", "should")[:1].lower() + message.replace("Input should", "should")[1:]
-    )
+    told = re.sub(r"^(Input|List) should", "should", message)
+    return told[:1].lower() + told[1:]
 
 
 def _similar(name: str, known: Mapping[str, Any]) -> str:

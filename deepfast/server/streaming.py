@@ -29,6 +29,8 @@ class ClientGone(Exception):
 def event(data: Any, name: str | None = None) -> bytes:
     """One server-sent event; data is made JSON, unless it is text already."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for end in "\x85\u2028\u2029":  # clients that read by str.splitlines would break the line there
+        text = text.replace(end, f"\\u{ord(end):04x}")
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 
@@ -49,11 +51,14 @@ class EventStream(StreamingResponse):
 
 
 async def stream(
-    entering: AbstractAsyncContextManager[Running], events: Callable[[Running], AsyncIterator[bytes]]
+    request: Request,
+    entering: AbstractAsyncContextManager[Running],
+    events: Callable[[Running], AsyncIterator[bytes]],
 ) -> EventStream:
-    """Enter the request, so that a refusal is still an error with its own status, then stream its events."""
+    """Enter the request, so that a refusal is still an error with its own status, then stream its events. A
+    remote model may take minutes to begin: a client that leaves meanwhile ends that too."""
     stack = AsyncExitStack()
-    running = await stack.enter_async_context(entering)
+    running = await unless_gone(request, stack.enter_async_context(entering))
     running.streamed = True
     return EventStream(stack, events(running))
 

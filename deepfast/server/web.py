@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..types import UsageError
 from .render import MAX_SECONDS, code_css, render
+from .schema import Strict
 from .service import NotFound
 
 router = APIRouter()
@@ -60,12 +61,11 @@ class _File(NamedTuple):
     headers: dict[str, str]
 
 
-class RenderBody(BaseModel):
+class RenderBody(Strict):
     """One text, or several at once."""
 
-    model_config = ConfigDict(extra="forbid")
     text: str | None = None
-    texts: list[str] | None = Field(None, max_length=MAX_TEXTS)
+    texts: list[str] | None = Field(None, max_length=MAX_TEXTS, fail_fast=True)
 
 
 @router.get("/", include_in_schema=False)

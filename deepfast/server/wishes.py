@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -308,7 +309,7 @@ def chat_messages(messages: Sequence[dict[str, Any]], field: str = "messages") -
     results apart by their order alone. Raises FieldError for a result that answers no call, and for a name
     that no template can show."""
     ordered: list[dict[str, Any]] = []
-    calls: list[Any] = []
+    calls: dict[str, int] = {}  # id -> its place
     run: list[tuple[int, dict[str, Any]]] = []
     for number, message in enumerate(messages):
         if message.get("role") == "tool":
@@ -321,19 +322,20 @@ def chat_messages(messages: Sequence[dict[str, Any]], field: str = "messages") -
             raise FieldError(field, text)
         made = message.get("tool_calls")
         if message.get("role") == "assistant" and isinstance(made, list):
-            calls = [call.get("id") for call in made if isinstance(call, Mapping)]
+            ids = [call.get("id") for call in made if isinstance(call, Mapping)]
+            calls = {id: place for place, id in reversed([*enumerate(ids)]) if id and isinstance(id, str)}
         ordered.append(message)
     return ordered + [result for _, result in sorted(run, key=lambda item: item[0])]
 
 
-def _place(message: Mapping[str, Any], calls: list[Any], where: str, field: str) -> int:
+def _place(message: Mapping[str, Any], calls: Mapping[str, int], where: str, field: str) -> int:
     call_id = message.get("tool_call_id")
-    if call_id is None or not any(calls):
-        return len(calls)  # nothing to match: such results keep their own order
-    if call_id not in calls:
+    if call_id is None or not calls:
+        return sys.maxsize  # nothing to match: such results keep their own order
+    if not isinstance(call_id, str) or call_id not in calls:
         raise FieldError(
             field,
             f"{where}: the call id {shown(call_id)} is not among the calls before it. "
             "Give the id of the call that it answers.",
         )
-    return calls.index(call_id)
+    return calls[call_id]

@@ -143,6 +143,22 @@ def test_a_run_goes_on_while_another_conversation_is_shown(fake, visit):
     expect(answer(page).locator(".markdown")).to_have_text("Answer to: slow one")
 
 
+def test_an_open_menu_stays_open_while_an_answer_is_stored(fake, visit):
+    page = visit(fake().url)
+    ask(page, "quick one")
+    finished(page)
+    page.click("#new-chat")
+    ask(page, "slow one")
+    expect(answer(page).locator(".thought-text")).to_contain_text("step 2")
+    summary = page.locator("#conversations li", has_text="quick one").locator("summary")
+    summary.click()
+    page.wait_for_timeout(3500)  # it is stored every 3 s
+    expect(page.get_by_role("button", name="Rename")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#conversations .menu[open]")).to_have_count(0)
+    expect(summary).to_be_focused()
+
+
 @pytest.mark.parametrize("kind", ["JSON", "Markdown"])
 def test_a_file_brings_a_conversation_back(fake, visit, tmp_path: Path, kind):
     page = visit(fake().url)
@@ -214,6 +230,8 @@ def test_settings_are_sent_and_empty_ones_are_not(fake, visit):
 
 def test_languages_and_themes(fake, visit):
     page = visit(fake().url, color_scheme="dark")
+    ask(page, "before")
+    finished(page)
     ground = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(ground)
     page.click("#open-settings")
@@ -221,6 +239,7 @@ def test_languages_and_themes(fake, visit):
     assert page.evaluate(ground) != dark
     page.select_option("#set-language", "zh")
     expect(page.locator("#settings-title")).to_have_text("设置")
+    expect(page.locator("#conversations .group")).to_have_text("今天")
     page.keyboard.press("Escape")
     page.reload()
     expect(page.locator("#new-chat")).to_have_text("新对话")

@@ -106,6 +106,9 @@ function labelOf({ mode, budget, temperature }) {
   return parts.join(" · ");
 }
 
+/** As it is, in another language. */
+export const redraw = () => isOpen() && draw();
+
 function draw(question = "") {
   const above = tree.path(chat.conversation).length;
   $("compare-context").textContent = shown.length ? question || chat.conversation.turns[shown[0].turn.parent].content

@@ -91,6 +91,8 @@ function start() {
   dialogs.start(() => {
     chat.draw(true);
     composer.showBudget();
+    sidebar.draw();
+    compare.redraw();
     if (models.length) fillModels();
   });
   compare.start();

@@ -33,7 +33,7 @@ export function fresh() {
 /** A conversation was stored: show it, at the top. */
 export function saved(conversation) {
   known.set(conversation.id, conversation);
-  draw();
+  drawLater();
 }
 
 const day = () => new Date().toISOString().slice(0, 10);
@@ -41,14 +41,26 @@ const fileName = (conversation) => (conversation.title || t("newChat")).replace(
 
 async function foreign({ changed, removed }) {
   if (removed) known.delete(removed);
-  if (changed && changed !== chat.conversation.id && !chat.runOf(changed)) known.set(changed, await store.get(changed));
-  draw();
+  if (changed && changed !== chat.conversation.id && !chat.runOf(changed)) {
+    const stored = await store.get(changed);
+    if (stored) known.set(changed, stored); // it may be gone again
+  }
+  drawLater();
 }
 
-function draw() {
+let stale = false;
+/** An answer that is being written is stored every few seconds: that must not close an open menu. */
+function drawLater() {
+  stale = document.querySelector("#conversations .menu[open]") !== null;
+  if (!stale) draw();
+}
+
+export function draw() {
+  stale = false;
   const wanted = $("search").value.trim();
   const found = [...known.values()].filter((one) => !wanted || holds(one, wanted)).sort((a, b) => b.updated - a.updated);
-  const focused = document.activeElement?.closest?.("#conversations li")?.dataset.id;
+  const active = document.activeElement, focused = active?.closest?.("#conversations li")?.dataset.id;
+  const part = active?.closest?.(".menu") ? "summary" : "button";
   let group = "";
   const items = [];
   for (const conversation of found) {
@@ -59,7 +71,7 @@ function draw() {
   $("conversations").replaceChildren(...items);
   $("no-conversations").hidden = found.length > 0;
   $("no-conversations").textContent = wanted ? t("nothingFound") : t("noConversations");
-  if (focused) document.querySelector(`#conversations li[data-id="${focused}"] button`)?.focus();
+  if (focused) document.querySelector(`#conversations li[data-id="${focused}"] ${part}`)?.focus();
 }
 
 function age(time) {
@@ -83,7 +95,7 @@ function item(conversation) {
       button(t("exportMarkdown"), () => download(`${fileName(conversation)}.md`, transfer.toMarkdown(conversation), "text/markdown"), { icon: "download", class: "button menu-item" }),
       button(t("delete"), () => remove(conversation), { icon: "trash", class: "button menu-item danger" })));
   menu.addEventListener("click", (event) => event.target.closest(".menu-item") && (menu.open = false));
-  menu.addEventListener("toggle", () => menu.open && place(menu));
+  menu.addEventListener("toggle", () => (menu.open ? place(menu) : stale && draw()));
   return h("li", { "data-id": conversation.id, class: current ? "current" : "" }, openIt, menu);
 }
 
