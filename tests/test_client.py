@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from serve_process import soon
 from serving import Served, at_rest, listening, served, untold
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -219,7 +220,7 @@ def test_who_leaves_before_a_remote_answer_begins_ends_it_there() -> None:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/v1/chat/completions", json=body, timeout=httpx.Timeout(10, read=0.5))
             assert asked.is_set() and left.wait(5)
-            assert service.active == 0
+            assert soon(lambda: service.active == 0)
 
 
 def test_the_stop_string_of_a_remote_answer_is_known(here: Served, chat: RemoteChat) -> None:

@@ -6,6 +6,7 @@ nobody else suffers and nothing is lost. Does not know: the fields of any API.
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
@@ -17,6 +18,7 @@ from serving import at_rest
 
 from deepfast import LLM
 from deepfast.config import ServerConfig
+from deepfast.server.logs import Log
 
 CHAT = "/v1/chat/completions"
 
@@ -236,12 +238,15 @@ def test_who_reads_nothing_holds_nobody_up(llm: LLM) -> None:
 
 
 def test_who_reads_nothing_for_long_is_left(llm: LLM) -> None:
-    with here(llm, ServerConfig(stall_seconds=0.2), send_buffer=4096) as (port, service):
+    lines = io.StringIO()
+    with here(llm, ServerConfig(stall_seconds=0.2), 4096, Log("json", lines)) as (port, service):
         with Caller(port, CHAT, endless(llm), buffer=2048) as slow:
             assert soon(lambda: service.active == 1)
             assert soon(lambda: service.active == 0) and at_rest(llm)
             with pytest.raises((ValueError, OSError)):
                 slow.begin().events()
+    line = json.loads(lines.getvalue())
+    assert (line["level"], line["stop"]) == ("info", "abort") and "error" not in line  # no fault of ours
 
 
 def test_a_body_that_never_comes_is_not_waited_for(llm: LLM) -> None:

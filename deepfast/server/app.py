@@ -25,7 +25,6 @@ from .logs import Log, note_running
 from .metrics import Metrics
 from .service import Service
 from .store import Store
-from .streaming import ClientGone
 
 ROUTERS: tuple[str, ...] = (
     "meta",
@@ -62,7 +61,7 @@ def create_app(
     service.listeners += [metrics.note_running, note_running]
     for name in ROUTERS:
         app.include_router(importlib.import_module(f"{__package__}.{name}").router)
-    for error in (RequestValidationError, HTTPException, DeepfastError, ClientGone):
+    for error in (RequestValidationError, HTTPException, DeepfastError):
         app.add_exception_handler(error, answer_error)
     app.add_middleware(Body, config=settings)  # the last one added is the first to see a request
     app.add_middleware(Gate, config=settings)

@@ -17,7 +17,6 @@ from starlette.responses import JSONResponse, Response
 from ..types import UsageError
 from .schema import explain, param_of
 from .service import NotFound, Overloaded, ShuttingDown
-from .streaming import ClientGone
 
 KINDS = {
     400: "invalid_request_error",
@@ -83,8 +82,6 @@ def answer_error(request: Request, error: Exception) -> Response:
     """The response to what a route raised: DeepfastError, a refused body, a route that is not there."""
     text, param = str(error), None
     status, headers = 500, dict[str, str]()
-    if isinstance(error, ClientGone):
-        return Response(status_code=CLIENT_GONE)
     if isinstance(error, RequestValidationError):
         status = 400
         text, param = explain(error, request.url.path) or _mistakes(request, error.errors())

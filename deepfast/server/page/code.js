@@ -2,7 +2,7 @@
 // In: an element with rendered Markdown. Out: a bar above each block. Does not know: conversations, the server.
 //
 // The frame has no origin and its policy (it comes with preview.html) allows no request: it cannot read this page,
-// its storage or its key, nor send anything anywhere. Scripts run only when the user asks for them.
+// its storage or its key. Scripts run only when the user asks for them; without them it sends nothing anywhere.
 
 import { copy, h, iconButton } from "./dom.js";
 import { t } from "./i18n.js";

@@ -32,7 +32,7 @@ export const en = {
   loadingModel: "The model is being loaded …", serverDown: "The server cannot be reached. Trying again …",
   serverBack: "The server is back", tryAgain: "Try again",
   preview: "Preview", source: "Source", runScripts: "Run scripts",
-  runScriptsHint: "They can read and send nothing. The browser may open a bare connection to a host that they name.", code: "code",
+  runScriptsHint: "They can read nothing of this page and send no HTTP request, but can contact a host that they name in other ways.", code: "code",
   compareOpen: "Side by side", compareHint: "One question, answered in every column at once. Set the columns, then ask below.",
   compareAfter: "The question follows what was said in “{title}”.", column: "Column {n}", columnEmpty: "The answer appears here.",
   addColumn: "Add a column", removeColumn: "Remove column {n}", mostColumns: "At most {n} columns",
@@ -51,5 +51,5 @@ export const en = {
   shortcuts: "Keyboard", k_send: "Send", k_line: "New line", k_stop: "Stop the answer", k_end: "Answer now: end the thought",
   k_more: "Think more", k_mode: "Next thinking mode", k_edit: "Edit the last question (in an empty box)", k_new: "New chat",
   k_compare: "Side by side", k_search: "Search conversations", k_settings: "Settings", k_input: "To the question", k_help: "This help",
-  privacy: "Privacy", privacyText: "Conversations and settings are kept in this browser only. The server gets what is needed for an answer and stores none of it for this page. Previews of SVG and HTML cannot reach the network or this page.",
+  privacy: "Privacy", privacyText: "Conversations and settings are kept in this browser only. The server gets what is needed for an answer and stores none of it for this page. Previews of SVG and HTML cannot read this page, and cannot reach the network unless you run their scripts.",
 };

@@ -32,7 +32,7 @@ export const zh = {
   loadingModel: "正在加载模型……", serverDown: "无法连接服务器，正在重试……",
   serverBack: "服务器已恢复", tryAgain: "重试",
   preview: "预览", source: "源码", runScripts: "运行脚本",
-  runScriptsHint: "脚本无法读取或发送任何内容，但浏览器可能会向其指定的主机建立空连接。", code: "代码",
+  runScriptsHint: "脚本无法读取本页面，也无法发送 HTTP 请求，但可以通过其他方式联系其指定的主机。", code: "代码",
   compareOpen: "并排比较", compareHint: "一个问题，各列同时回答。先设置各列，再在下方提问。",
   compareAfter: "问题接在“{title}”的内容之后。", column: "第 {n} 列", columnEmpty: "回答会显示在这里。",
   addColumn: "添加一列", removeColumn: "移除第 {n} 列", mostColumns: "最多 {n} 列",
@@ -51,5 +51,5 @@ export const zh = {
   shortcuts: "键盘", k_send: "发送", k_line: "换行", k_stop: "停止回答", k_end: "立即回答：结束思考",
   k_more: "多想一会", k_mode: "切换思考模式", k_edit: "编辑上一个问题（输入框为空时）", k_new: "新对话",
   k_compare: "并排比较", k_search: "搜索对话", k_settings: "设置", k_input: "到输入框", k_help: "本帮助",
-  privacy: "隐私", privacyText: "对话和设置只保存在此浏览器中。服务器只收到回答所需的内容，并且不为本页面保存任何内容。SVG 和 HTML 预览无法访问网络，也无法访问本页面。",
+  privacy: "隐私", privacyText: "对话和设置只保存在此浏览器中。服务器只收到回答所需的内容，并且不为本页面保存任何内容。SVG 和 HTML 预览无法读取本页面；除非你运行其中的脚本，否则也无法访问网络。",
 };
