@@ -21,6 +21,7 @@ OnLoop = Literal["close", "ignore"]
 CacheMiss = Literal["none", "cold", "diverged", "evicted", "off"]
 ToolChoice = str  # "auto", "none", "required", or the name of the tool that must be called
 MAX_LOGPROBS = 20  # alternatives per token, as in the OpenAI API
+MAX_STOPS = 128  # stop strings, and stop ids: each is looked for behind every token
 
 
 class DeepfastError(Exception):
@@ -155,6 +156,8 @@ class SamplingParams:
         for name in ("stop", "stop_token_ids"):
             if not isinstance(getattr(self, name), tuple | list):
                 raise UsageError(f"{name}={getattr(self, name)!r} is not a tuple. Use {name}=(...,).")
+            if (count := len(getattr(self, name))) > MAX_STOPS:
+                raise UsageError(f"{name} holds {count} items. Give at most {MAX_STOPS}.")
         if not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop={self.stop!r} is not a tuple of strings. Use stop=('text',).")
         if not isinstance(self.logit_bias, Mapping):

@@ -28,6 +28,7 @@ GRAMMARS = (
     "structured_outputs",
 )
 GROUPS = (frozenset(CONTROL_FIELDS), frozenset(GRAMMARS), frozenset({"max_tokens", "max_completion_tokens"}))
+MAX_CHOICES = 1000  # more make a grammar that takes seconds to compile
 SHARED_OBJECTS = ("chat_template_kwargs", "custom_params")  # objects that may hold other servers' keys
 SAME_NAME = (  # fields that SamplingParams calls the same
     "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed",
@@ -207,6 +208,8 @@ def _choice(options: Any, field: str) -> Grammar:
     """One of several texts, as a regular expression."""
     if not isinstance(options, list) or not options or not all(isinstance(text, str) for text in options):
         raise FieldError(field, f"{field}: the choice is {shown(options)}. Give a list of texts.")
+    if len(options) > MAX_CHOICES:
+        raise FieldError(field, f"{field}: {len(options)} texts to choose from. Give at most {MAX_CHOICES}.")
     return Grammar("regex", "|".join(f"({re.escape(text)})" for text in options))
 
 
