@@ -8,15 +8,10 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import hypothesis
 import qwen_tokenizer_json
 
 from deepfast.text.tokenizer import Tokenizer
 from deepfast.types import Message, ToolCall
-
-# The same examples everywhere, and no verdict by the clock: a busy machine is not a bug.
-hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("steady")
 
 BUNDLED_TEMPLATE = Path(__file__).resolve().parents[1] / "deepfast" / "bundled" / "chat_template.jinja"
 CONTROL = (
