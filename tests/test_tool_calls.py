@@ -6,14 +6,12 @@ In: calls, mutated calls, random JSON. Out: deltas and a ToolCall, or a reason. 
 import json
 
 import pytest
-import text_fixtures
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepfast.text.tool_calls import MAX_DEPTH, ToolCallParser
 from deepfast.types import Delta, ToolCall
 
-assert text_fixtures.hypothesis  # its profile is in force
 ESCAPED = '{"name": "f", "arguments": {"a": [true, 0.5E+1, "\\u00e9"]}}'
 CALL = '\n{"name": "get_weather", "arguments": {"city": "Z\u00fcrich", "days": [1, -2.5e3, {}], "x": null}}\n'
 JSON_CHARS = '{}[]:,"\\ \n\t-+.eE0123456789truefalsn/bu\u00e9\x01NI'
