@@ -156,7 +156,8 @@ class LLM:
         tool_choice: ToolChoice = "auto",
     ) -> int:
         """How many tokens the prompt of such a chat has; nothing runs. Raises UsageError as `chat` does."""
-        return self.requests.num_prompt(self.requests.conversation(messages, tools), thinking, tool_choice)
+        conversation = self.requests.conversation(messages, tools)
+        return len(self.requests.prompt_ids(conversation, thinking, tool_choice))
 
     def _start(
         self,

@@ -135,12 +135,6 @@ class RequestBuilder:
         )
         return self._sequence(prompt, resolved, max_new, machine, guide, emit, after)
 
-    def num_prompt(
-        self, conversation: Conversation, thinking: Thinking | None, tool_choice: ToolChoice
-    ) -> int:
-        """How many tokens the prompt of such a request has. Raises UsageError as `chat` does."""
-        return len(self._planned(conversation, thinking, tool_choice).prompt)
-
     def _planned(
         self, conversation: Conversation, thinking: Thinking | None, tool_choice: ToolChoice
     ) -> _Planned:
@@ -152,9 +146,11 @@ class RequestBuilder:
         plan = resolve_thinking(asked, kind, conversation.turns, opens=opens)
         return _Planned(asked, must_call, plan, self._prompt(conversation, plan, must_call))
 
-    def prompt_ids(self, conversation: Conversation, thinking: Thinking | None) -> list[int]:
+    def prompt_ids(
+        self, conversation: Conversation, thinking: Thinking | None, tool_choice: ToolChoice = "auto"
+    ) -> list[int]:
         """What `chat` would compute before the first new token. Raises UsageError as it does."""
-        return self._planned(conversation, thinking, "auto").prompt
+        return self._planned(conversation, thinking, tool_choice).prompt
 
     def _prompt(self, conversation: Conversation, plan: Plan, must_call: bool) -> list[int]:
         """The rendered conversation. Where the model would decide whether to think, but the thought is wanted

@@ -20,7 +20,6 @@ from ..config import ServerConfig
 from ..types import DeepfastError
 from .access import Body, Front, Gate
 from .errors import ANTHROPIC, answer_error
-from .errors import error_body as error_body
 from .logs import Log, note_running
 from .metrics import Metrics
 from .service import Service
