@@ -200,7 +200,7 @@ def test_wrong_json_says_where(tmp_path: Path, text: str, says: str):
         {"head_dim": 31},
         {"num_key_value_heads": 3},
         {"hidden_size": "64"},
-        {"use_sliding_window": True},
+        {"use_sliding_window": True, "sliding_window": 64},
         {"quantization_config": "awq"},
         {"quantization_config": {"quant_method": "awq", "bits": 4}},
     ],

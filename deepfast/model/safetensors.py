@@ -23,11 +23,12 @@ from ..types import ModelError
 MAX_HEADER = 100 * 2**20  # bytes; the limit of the format
 ALIGNMENT = 64  # of the first tensor in a file that we write
 
-# dtype name -> numpy type of its raw bytes. BF16 has no numpy type: its bits come as uint16.
+# dtype name -> numpy type of its raw bytes. BF16 and F8 have no numpy type: their bits come as numbers.
 STORAGE: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
     "F64": np.dtype("<f8"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
