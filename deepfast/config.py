@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from .hf_config import BIG, number, read_context, read_quantisation, read_rope, read_window, table
+from .hf_config import (
+    BIG,
+    number,
+    read_context,
+    read_quantisation,
+    read_rope,
+    read_window,
+    table,
+    yarn_warning,
+)
 from .hf_config import Llama3Rope as Llama3Rope
 from .hf_config import Quantisation as Quantisation
 from .hf_config import Yarn as Yarn
@@ -109,6 +118,45 @@ class ModelConfig:
         return _read_hf(raw)
 
 
+YARN_LIMIT = 64.0  # the largest factor that --yarn takes; Qwen validated 4
+TRAINED = {40960: 32768}  # max_position_embeddings of the first Qwen3 models -> what they were trained on
+
+
+def native_positions(model: ModelConfig) -> int:
+    """The positions that a model was trained on, which YaRN extends."""
+    if model.yarn is not None:
+        return model.yarn.original_max_position
+    return TRAINED.get(model.max_positions, model.max_positions)
+
+
+def with_yarn(model: ModelConfig, factor: float | None) -> ModelConfig:
+    """The same model with its context extended `factor` times; None leaves it as its files say, 1 takes the
+    extension that they configure away. Raises UsageError for a factor that makes no sense."""
+    if factor is None or (model.yarn is not None and model.yarn.factor == factor):
+        return model
+    native = native_positions(model)
+    if not 1 <= factor <= YARN_LIMIT:
+        raise UsageError(f"yarn={factor:g} is no factor. Give one from 1 (off) to {YARN_LIMIT:g}.")
+    if factor == 1:
+        return model if model.yarn is None else replace(model, yarn=None, max_positions=native, notes=())
+    if model.llama3 is not None:
+        raise UsageError("yarn cannot extend a model with Llama 3's own extension. Leave it out.")
+    yarn = replace(model.yarn or Yarn(factor, native), factor=factor, attention_factor=None)
+    least = native if model.yarn is not None else model.max_positions
+    if yarn.positions <= least or model.window and yarn.positions > model.window:
+        why = f"fewer than its own {least}" if yarn.positions <= least else f"its window is {model.window}"
+        raise UsageError(
+            f"yarn={factor:g} gives this model {yarn.positions} positions, {why}. Leave it out, or give "
+            f"{enough_yarn(model, 2 * least):g}."
+        )
+    return replace(model, yarn=yarn, max_positions=yarn.positions, notes=(yarn_warning(yarn),))
+
+
+def enough_yarn(model: ModelConfig, positions: int) -> float:
+    """The factor, a multiple of a half, that gives so many positions."""
+    return -(-2 * positions // native_positions(model)) / 2
+
+
 # architecture -> (q/k/v bias, qk-norm, mixture of experts); the decoder is one file for all of them
 ARCHITECTURES: dict[str, tuple[bool, bool, bool]] = {
     "Qwen3ForCausalLM": (False, True, False),
@@ -204,7 +252,8 @@ class EngineConfig:
     """How the engine runs a model. `None` is filled by `resolve` from the model and the machine.
 
     max_context: positions one sequence may have. max_kv_tokens: positions of the whole KV cache.
-    max_new_tokens: what one request may generate at most; None leaves that to the context.
+    max_new_tokens: what one request may generate at most; None leaves that to the context. yarn: how many
+    times YaRN extends the context; None leaves that to the model's files, 1 turns it off.
     """
 
     backend: Literal["cpu", "reference"] = "cpu"
@@ -217,6 +266,7 @@ class EngineConfig:
     prefix_cache: bool = True
     speculation: bool = True
     threads: int | None = None
+    yarn: float | None = None
 
     def resolve(self, model: ModelConfig, free_bytes: int, cpus: int) -> EngineConfig:
         """The same configuration with every None filled.
@@ -225,11 +275,18 @@ class EngineConfig:
         of them where a quarter of the free memory allows. Raises UsageError when a number makes no sense.
         """
         self._check()
+        model = with_yarn(model, self.yarn)
         context = self.max_context or model.max_positions
         if context > model.max_positions:
+            factor = enough_yarn(model, context)
+            more = (
+                ""
+                if factor > YARN_LIMIT or model.llama3 or model.window
+                else (f", or extend them with YaRN, which may hurt short texts: --yarn {factor:g}")
+            )
             raise UsageError(
                 f"max_context={context} is beyond the model's {model.max_positions} positions. "
-                "Ask for at most that."
+                f"Ask for at most that{more}."
             )
         per_token = kv_bytes_per_token(model, self.kv)
         affordable = max(free_bytes // 4 // per_token, 4 * BLOCK_SIZE)

@@ -179,16 +179,26 @@ def read_context(raw: Raw, yarn: Yarn | None) -> Context:
             return Context(said)
         note = f"dual chunk attention is not supported: the context is {positions:,} positions of {said:,}"
         return Context(positions, (note,))
-    given = _rope_table(raw).get("original_max_position_embeddings")
-    if yarn is None or given is None or yarn.positions == said:
+    if yarn is None:
         return Context(said)
+    warning = yarn_warning(yarn)
+    if _rope_table(raw).get("original_max_position_embeddings") is None or yarn.positions == said:
+        return Context(said, (warning,))
     product = "factor x original_max_position_embeddings"
     number({product: yarn.positions}, product, int, 1, BIG)
     note = (
         f"max_position_embeddings is {said:,}, but YaRN extends {yarn.original_max_position:,} positions "
         f"{yarn.factor:g} times: the context is {yarn.positions:,}"
     )
-    return Context(yarn.positions, (note,))
+    return Context(yarn.positions, (note, warning))
+
+
+def yarn_warning(yarn: Yarn) -> str:
+    """What everybody who has YaRN on should know."""
+    return (
+        f"YaRN with factor {yarn.factor:g} acts at every length and may hurt short texts; leave it off "
+        f"(--yarn 1) for contexts of up to {yarn.original_max_position:,} positions"
+    )
 
 
 def read_window(raw: Raw, architecture: str, layers: int, positions: int) -> int:

@@ -19,7 +19,7 @@ from ..backend.base import Backend
 from ..backend.cpu import CpuBackend
 from ..backend.machine import available_cpus, free_memory
 from ..backend.reference import ReferenceBackend
-from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig
+from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig, with_yarn
 from ..model import hub
 from ..model.decoder import Decoder
 from ..model.weights import Checkpoint
@@ -61,7 +61,8 @@ class LLM:
         settings = config or EngineConfig()
         checkpoint = Checkpoint.open(path)
         self.tokenizer = Tokenizer.of(checkpoint.text)
-        self.config = checkpoint.config
+        self.config = checkpoint.config = with_yarn(checkpoint.config, settings.yarn)
+        self.notes = (*self.config.notes, *checkpoint.text.notes)  # what a person should know
         # Settings are checked before minutes of loading; memory is looked at again after it.
         threads = settings.resolve(self.config, free_memory(), available_cpus()).threads
         backend: Backend = ReferenceBackend() if settings.backend == "reference" else CpuBackend(threads or 1)
