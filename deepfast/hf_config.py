@@ -106,8 +106,9 @@ class Rope(NamedTuple):
 
 
 def _rope_table(raw: Raw) -> Raw:
-    """transformers 5 may keep one for each kind of layer."""
-    params = table(raw, "rope_parameters") or table(raw, "rope_scaling")
+    """The old key goes first where both are there, as in transformers; it may keep one for each kind of
+    layer."""
+    params = table(raw, "rope_scaling") or table(raw, "rope_parameters")
     return table(params, "full_attention") or params
 
 

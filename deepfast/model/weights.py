@@ -31,7 +31,7 @@ class Checkpoint:
         if max(config.num_layers, experts) > len(self._names):
             of = f" with {config.num_experts} experts" if experts else ""
             raise ModelError(
-                f"{path}: config.json says {config.num_layers} layers{of}; "
+                f"{path}: tensors are missing: config.json says {config.num_layers} layers{of}; "
                 f"the files hold {len(self._names)} tensors. Fetch them again."
             )
         self._used: set[str] = set()
