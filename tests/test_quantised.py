@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
-from decoding import greedy
+from decoding import BACKENDS, greedy, make_backend, prompt_logits, row_errors
 from quantised_checkpoints import AWQ, Form, bytes_as_floats, in_order, make_pair, words
 
 from deepfast.backend.quant import rounded
@@ -128,6 +128,18 @@ def test_equal_tokens(tmp_path: Path, name: str, architecture: str):
         decoder = Decoder.load(Checkpoint.open(path), ReferenceBackend(), "f32")
         said.append(greedy(decoder, PROMPT, 12))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["awq-64", "gptq-4", "gptq-4-asymmetric", "gptq-8-asymmetric", "fp8"])
+def test_weights_are_computed_with_as_they_are_stored(tmp_path: Path, name: str, backend: str):
+    """Without loss in the reference; the native core rounds activations; FP8 is rounded to q8."""
+    logits = []
+    for path, format in zip(make_pair(tmp_path, (FORMS | LOSSY)[name]), (None, "f32"), strict=True):
+        decoder = Decoder.load(Checkpoint.open(path), make_backend(backend), format)
+        logits.append(prompt_logits(decoder, PROMPT))
+    errors = row_errors(*logits)
+    assert errors.max() < (1e-5 if backend == "reference" and name != "fp8" else 0.06)
 
 
 def test_biases(tmp_path: Path):
