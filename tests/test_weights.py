@@ -231,7 +231,7 @@ def test_missing_files_say_what_was_expected(tmp_path: Path):
         ("{}", "weight_map"),
         ('{"weight_map": {}}', "names no tensor"),
         ('{"weight_map": {"a": "../model-00001-of-00002.safetensors"}}', "not a plain file name"),
-        ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "tensor a is missing"),
+        ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "tensor 'a' is missing"),
     ],
 )
 def test_a_wrong_index_is_refused(tmp_path: Path, index: str, says: str):
