@@ -18,7 +18,7 @@ from deepfast.backend.reference import ReferenceBackend
 from deepfast.model import unpack
 from deepfast.model.decoder import Decoder
 from deepfast.model.directory import PlainMatrix
-from deepfast.model.rounding import conversion_error
+from deepfast.model.rounding import conversion_error, conversion_notes
 from deepfast.model.safetensors import SafetensorsFile, write_safetensors
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError
@@ -113,10 +113,21 @@ def test_what_keeps_a_matrix(tmp_path: Path, name: str, kept: str, layout: tuple
     """The narrowest layout; where there is none, eight bits are near."""
     matrix = matrices(make_pair(tmp_path, (FORMS | LOSSY)[name])[0])[UP]
     assert (matrix.stored, matrix.lossless, matrix.layout) == (kept, layout is not None, layout)
-    error = conversion_error(matrix)
+    error = conversion_error([matrix])
     values = matrix.rows(0, 256)
     whole = np.linalg.norm(values - rounded(values, "q8")) / np.linalg.norm(values)
     assert error == 0 if layout else error == pytest.approx(whole, rel=0.2) and 0 < error < 0.02
+
+
+def test_what_a_conversion_costs_is_told(tmp_path: Path):
+    """Where there is one: with the format, and the error."""
+    path, plain = make_pair(tmp_path, LOSSY["fp8"])
+    (note,) = conversion_notes(Checkpoint.open(path))
+    assert note.startswith(
+        "13 of 16 matrices (FP8 in blocks of 128 x 128) are converted to q8, relative error 0."
+    )
+    assert not conversion_notes(Checkpoint.open(plain))
+    assert not conversion_notes(Checkpoint.open(make_pair(tmp_path / "awq", FORMS["awq"])[0]))
 
 
 @pytest.mark.parametrize("name", ["awq", "gptq-act-order", "fp8"])
@@ -296,6 +307,6 @@ def test_a_conversion_is_measured_on_a_sample():
     """Nothing is lost where the format is the stored one; a matrix of zeros has no error."""
     random = np.random.RandomState(0)
     matrix = PlainMatrix("w", random.standard_normal((300, 70)).astype(np.float32), "f32", Path())
-    assert 0.003 < conversion_error(matrix, "q8") < 0.008 and 0.05 < conversion_error(matrix, "q4") < 0.12
-    assert conversion_error(matrix) == conversion_error(matrix, "f32") == 0
-    assert conversion_error(PlainMatrix("w", np.zeros((3, 40), np.float32), "f32", Path()), "q4") == 0
+    assert 0.003 < conversion_error([matrix], "q8") < 0.008 and 0.05 < conversion_error([matrix], "q4") < 0.12
+    assert conversion_error([matrix]) == conversion_error([matrix], "f32") == 0
+    assert conversion_error([PlainMatrix("w", np.zeros((3, 40), np.float32), "f32", Path())], "q4") == 0
