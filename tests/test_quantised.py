@@ -303,6 +303,15 @@ def test_fp8_without_its_config_is_no_plain_checkpoint(tmp_path: Path):
     assert "F8_E4M3" in fails(path)
 
 
+@pytest.mark.parametrize("name", ["awq", "gptq-8"])
+def test_quantised_weights_without_their_settings(tmp_path: Path, name: str):
+    """Nobody could know what they mean."""
+    path, plain = make_pair(tmp_path, FORMS[name])
+    assert Checkpoint.open(path).stored == {"awq": "q4", "gptq-8": "q8"}[name]
+    (path / "config.json").write_bytes((plain / "config.json").read_bytes())
+    assert "config.json has no quantization_config" in fails(path)
+
+
 def test_a_conversion_is_measured_on_a_sample():
     """Nothing is lost where the format is the stored one; a matrix of zeros has no error."""
     random = np.random.RandomState(0)

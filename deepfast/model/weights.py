@@ -15,7 +15,7 @@ from ..types import ModelError
 from .directory import PackedMatrix, SafetensorsSource, read_json
 from .fused import FusedSource
 from .quantised import QuantisedSource
-from .shapes import EMBEDDING
+from .shapes import FIRST_OUTPUT
 from .tensors import FloatArray, Matrix, Source
 
 
@@ -100,10 +100,11 @@ class Checkpoint:
 
     @property
     def stored(self) -> WeightFormat:
-        """The format of the embedding, and so of most matrices."""
-        if self.config.packed:
-            return "q4" if self.config.weight_bits == 4 else "q8"
-        return self.matrix(EMBEDDING, (self.config.vocab_size, self.config.hidden_size)).stored
+        """The format of a matrix in the first layer, and so of most of them."""
+        c = self.config
+        if c.packed:
+            return "q4" if c.weight_bits == 4 else "q8"
+        return self.matrix(FIRST_OUTPUT, (c.hidden_size, c.num_heads * c.head_dim)).stored
 
     @property
     def fraction_used(self) -> float:
@@ -124,6 +125,11 @@ class Checkpoint:
 def _source(path: Path, config: ModelConfig) -> Source:
     """The tensors of a directory, as config.json says that they are kept."""
     plain = SafetensorsSource.open(path, coded=bool(config.weight_bits) and not config.packed)
+    if config.quantised is None and any(name.endswith(".qweight") for name in plain.names()):
+        raise ModelError(
+            f"{path}: its weights are quantised (AWQ or GPTQ), but config.json has no quantization_config. "
+            "Fetch config.json again, or put the settings of the tool there."
+        )
     if config.quantised is not None:
         return QuantisedSource(plain, config)
     fused = not config.weight_bits and FusedSource.needed(plain)
