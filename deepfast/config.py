@@ -188,9 +188,11 @@ def _quantised(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
     names = raw.get("architectures") or []
-    name = str(names[0]) if isinstance(names, list) and names else repr(raw.get("model_type"))
+    name = str(names[0]) if isinstance(names, list) and names else str(raw.get("model_type"))
     if name not in ARCHITECTURES:
-        raise ModelError(f"architecture {name} is unknown; expected one of {', '.join(ARCHITECTURES)}.")
+        raise ModelError(
+            f"architecture {name!r:.100} is unknown; expected one of {', '.join(ARCHITECTURES)}."
+        )
     bias, qk_norm, moe = ARCHITECTURES[name]
     heads = number(raw, "num_attention_heads", int, 1, 4096)
     hidden = number(raw, "hidden_size", int, 1, 2**20)
