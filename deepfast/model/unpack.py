@@ -102,8 +102,8 @@ def grouped(codes: ByteArray, scales: HalfArray, zeros: ByteArray, layout: Layou
 def floats(codes: ByteArray, scales: FloatArray, zeros: ByteArray, group: npt.NDArray[Any]) -> FloatArray:
     """w = scale * (code - zero), with the group of each input: codes [m, K], scales and zeros [m, S], [K]"""
     values = codes.astype(np.float32)
-    values -= zeros.astype(np.float32)[:, group]
-    values *= scales[:, group]
+    values -= np.take(zeros.astype(np.float32), group, axis=1, mode="clip")  # in rows, as `values` lies
+    values *= np.take(scales, group, axis=1, mode="clip")
     return values
 
 
