@@ -234,7 +234,7 @@ def read_window(raw: Raw, architecture: str, layers: int, positions: int) -> int
     )
 
 
-Method = Literal["awq", "gptq", "fp8"]
+Method = Literal["awq", "gptq", "fp8", "compressed-tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,8 @@ class Quantisation:
         if self.method == "fp8":
             return f"FP8 in blocks of {self.block[0]} x {self.block[1]}" if self.block else "FP8"
         groups = f"in groups of {self.group_size}" if self.group_size else "with one scale per row"
-        return f"{self.method.upper()} with {self.bits} bits {groups}"
+        method = self.method if "-" in self.method else self.method.upper()
+        return f"{method} with {self.bits} bits {groups}"
 
 
 def read_quantisation(raw: Raw) -> Quantisation | None:
@@ -274,7 +275,9 @@ def read_quantisation(raw: Raw) -> Quantisation | None:
             f"config.json: quantization_config has quant_method {method!r:.100}, which is not supported; "
             f"expected {', '.join(get_args(Method))} or deepfast. Fetch the original weights instead."
         )
-    return _fp8(quant) if method == "fp8" else _integer(quant, cast(Method, method))
+    if method in ("awq", "gptq"):
+        return _integer(quant, cast(Method, method))
+    return _fp8(quant) if method == "fp8" else _compressed(quant)
 
 
 def _only(quant: Raw, key: str, known: tuple[Any, ...], usual: Any) -> Any:
@@ -293,13 +296,7 @@ def _only(quant: Raw, key: str, known: tuple[Any, ...], usual: Any) -> Any:
 def _integer(quant: Raw, method: Method) -> Quantisation:
     """AWQ and GPTQ."""
     bits: int = _only(quant, "bits", (4,) if method == "awq" else (4, 8), None)
-    group = quant.get("group_size", 128)
-    if type(group) is not int or (group != -1 and (group < 32 or group % 32 or group > BIG)):
-        raise ModelError(
-            f"config.json: {method} with group_size {group!r:.100} is not supported; "
-            "expected a multiple of 32, or -1."
-        )
-    group = max(group, 0)
+    group = _group(method, quant.get("group_size", 128))
     if method == "awq":
         form = quant.get("version") or quant.get("format")
         _only({**quant, "version": form}, "version", ("gemm",), "gemm")
@@ -320,6 +317,40 @@ def _integer(quant: Raw, method: Method) -> Quantisation:
     symmetric = _only(quant, "sym", (True, False), True)
     ordered = _only(quant, "desc_act", (True, False), False)
     return Quantisation(method, bits, group, symmetric, less_one=form == "gptq", ordered=ordered)
+
+
+def _group(method: Method, group: Any) -> int:
+    """group_size, 0 for a whole row."""
+    if type(group) is not int or (group != -1 and (group < 32 or group % 32 or group > BIG)):
+        raise ModelError(
+            f"config.json: {method} with group_size {group!r:.100} is not supported; "
+            "expected a multiple of 32, or -1."
+        )
+    return max(group, 0)
+
+
+def _compressed(quant: Raw) -> Quantisation:
+    """compressed-tensors: weights of 4 or 8 bits alone, packed, symmetric (W4A16, W8A16)."""
+    method: Method = "compressed-tensors"
+    _only(quant, "format", ("pack-quantized",), None)
+    groups = list(table(quant, "config_groups").values())
+    scheme = groups[0] if len(groups) == 1 and isinstance(groups[0], Mapping) else {}
+    weights = table(scheme, "weights")
+    others = [scheme.get("input_activations"), scheme.get("output_activations"), quant.get("kv_cache_scheme")]
+    sparse = table(quant, "sparsity_config").get("format", "dense")
+    if not weights or any(others) or sparse != "dense":
+        raise ModelError(
+            f"config.json: {method} is supported with one group of dense layers and with weights alone "
+            "quantised; this has more. Fetch the original weights instead."
+        )
+    weights = {**weights, "quant_method": method}
+    bits = _only(weights, "num_bits", (4, 8), None)
+    _only(weights, "type", ("int",), "int")
+    _only(weights, "symmetric", (True,), True)
+    rows = _only(weights, "strategy", ("group", "channel"), None) == "channel"
+    group = 0 if rows else _group(method, weights.get("group_size"))
+    ordered = _only(weights, "actorder", ("group", "weight", "static", "dynamic", False), False)
+    return Quantisation(method, bits, group, symmetric=True, ordered=ordered in ("group", "dynamic"))
 
 
 def _fp8(quant: Raw) -> Quantisation:

@@ -1,4 +1,4 @@
-"""Small checkpoints as AWQ, GPTQ and FP8 tools write them, each with a plain twin of the same weights.
+"""Small checkpoints as tools for AWQ, GPTQ, FP8 and compressed-tensors write them, each with a plain twin.
 
 The packing is written here from the descriptions of the formats, without the package's own code.
 In: a form, an architecture. Out: two directories. Does not know: how the package reads them.
@@ -32,9 +32,9 @@ Stored = dict[str, tuple[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Form:
-    """method: awq, gptq, fp8. group: inputs per scale, -1 for all. zero: "middle", or "any". act_order: the
-    inputs of a group lie anywhere. version: gptq's checkpoint_format. scales: their dtype. block: fp8's, None
-    for the whole tensor."""
+    """method: awq, gptq, fp8, packed (of compressed-tensors). group: inputs per scale, -1 for all. zero:
+    "middle", or "any". act_order: the inputs of a group lie anywhere. version: gptq's checkpoint_format.
+    scales: their dtype. block: fp8's, None for the whole tensor."""
 
     method: str
     bits: int = 4
@@ -60,6 +60,16 @@ class Form:
                 "desc_act": self.act_order, "sym": self.zero == "middle", "true_sequential": True,
                 "checkpoint_format": self.version, "pack_dtype": "int32", "lm_head": False,
                 "meta": {"quantizer": ["gptqmodel:2.2.0"]},
+            }  # fmt: skip
+        if self.method == "packed":
+            strategy = {"strategy": "channel"} if self.group == -1 else {"strategy": "group"}
+            order = {"actorder": "group" if self.act_order else None}
+            weights = {"num_bits": self.bits, "type": "int", "symmetric": True, **strategy, **order}
+            group = {"weights": weights | {"group_size": None if self.group == -1 else self.group}}
+            return {
+                "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+                "config_groups": {"group_0": group | {"input_activations": None, "targets": ["Linear"]}},
+                "kv_cache_scheme": None, "quantization_status": "compressed",
             }  # fmt: skip
         block = None if self.block is None else list(self.block)
         return {
@@ -119,6 +129,15 @@ def quantise(
     if form.act_order:
         index = random.permutation(index)
     kept = wide[:, index] * (codes - zeros[:, index]).astype(np.float32)
+    if form.method == "packed":
+        stored = {
+            f"{base}.weight_packed": ("I32", words(codes, form.bits, in_order(form.bits))),
+            f"{base}.weight_scale": _floats(wide, form.scales),
+            f"{base}.weight_shape": ("I64", np.array([m, k], np.int64)),
+        }
+        return stored | (
+            {f"{base}.weight_g_idx": ("I32", index.astype(np.int32))} if form.act_order else {}
+        ), kept
     stored: Stored = {f"{base}.scales": _floats(wide.T, form.scales)}
     if form.method == "awq":
         stored[f"{base}.qweight"] = ("I32", words(codes.T, 4, AWQ))

@@ -20,6 +20,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3"}
+WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
+PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "kv_cache_scheme": None}
+
+
+def packed(weights: dict[str, Any], **scheme: Any) -> dict[str, Any]:
+    """A config of compressed-tensors."""
+    group = {"input_activations": None, "targets": ["Linear"], "weights": {**WEIGHTS, **weights}, **scheme}
+    return {**PACKED, "config_groups": {"group_0": group}}
 
 
 def config(architecture: str = "Qwen3ForCausalLM", **changes: Any) -> ModelConfig:
@@ -214,6 +222,15 @@ def test_dual_chunk_attention_stops_where_it_begins():
         ),
         (FP8, Quantisation("fp8", block=(128, 128))),
         ({**FP8, "weight_block_size": None}, Quantisation("fp8")),
+        (packed({}), Quantisation("compressed-tensors", 4, 128, symmetric=True)),
+        (
+            packed({"num_bits": 8, "strategy": "channel", "group_size": None, "actorder": "weight"}),
+            Quantisation("compressed-tensors", 8, 0, symmetric=True),
+        ),
+        (
+            packed({"actorder": "group"}),
+            Quantisation("compressed-tensors", 4, 128, symmetric=True, ordered=True),
+        ),
     ],
 )
 def test_quantisation_as_tools_write_it(quant: dict[str, Any], wanted: Quantisation):
@@ -242,7 +259,16 @@ def test_quantisation_as_tools_write_it(quant: dict[str, Any], wanted: Quantisat
         ({**FP8, "weight_block_size": [128]}, "weight_block_size"),
         ({**FP8, "weight_block_size": [0, 128]}, "weight_block_size is 0"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes', which is not supported"),
-        ({"quant_method": "compressed-tensors"}, "expected awq, gptq, fp8 or deepfast"),
+        ({"quant_method": "compressed-tensors"}, "format None is not supported; expected 'pack-quantized'"),
+        ({**PACKED, "format": "float-quantized"}, "'float-quantized'"),
+        (PACKED, "one group"),
+        ({**packed({}), "kv_cache_scheme": {"num_bits": 8}}, "weights alone"),
+        (packed({}, input_activations={"num_bits": 8}), "weights alone"),
+        (packed({"symmetric": False}), "symmetric False"),
+        (packed({"num_bits": 2}), "num_bits 2"),
+        (packed({"strategy": "block"}), "strategy 'block'"),
+        (packed({"group_size": 16}), "group_size 16"),
+        ({"quant_method": "bitnet"}, "expected awq, gptq, fp8, compressed-tensors or deepfast"),
         ({"quant_method": ["awq"]}, "['awq']"),
         ({"bits": 4}, "None"),
     ],

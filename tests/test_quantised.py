@@ -1,4 +1,4 @@
-"""AWQ, GPTQ and FP8 checkpoints: the weights that their tools meant, without loss where a layout holds them.
+"""Checkpoints that others quantised: the weights that they meant, without loss where a layout holds them.
 
 In: small checkpoints packed from first principles, and their plain twins. Out: equal matrices, equal tokens;
 for everything damaged one line that names it. Does not know: what the weights are for.
@@ -38,8 +38,11 @@ FORMS = {
     "gptq-8": Form("gptq", bits=8, zero="middle", group=128),
     "gptq-8-asymmetric": Form("gptq", bits=8, group=64),
     "gptq-8-v2": Form("gptq", bits=8, version="gptq_v2"),
+    "packed": Form("packed", zero="middle", scales="BF16", group=128),
+    "packed-8": Form("packed", bits=8, zero="middle", scales="BF16", group=-1),
 }
 LOSSY = {
+    "packed-order": Form("packed", zero="middle", act_order=True),
     "gptq-act-order": Form("gptq", act_order=True),
     "gptq-8-act-order": Form("gptq", bits=8, zero="middle", act_order=True),
     "gptq-f32": Form("gptq", scales="F32"),
@@ -74,7 +77,7 @@ def fails(path: Path) -> str:
 def test_every_weight_is_the_one_that_was_meant(tmp_path: Path, name: str, architecture: str):
     """Bit for bit, also where it is asked for in pieces; codes where a layout holds them."""
     form = (FORMS | LOSSY)[name]
-    if architecture != ARCHITECTURES[0] and name not in ("awq", "gptq-4", "gptq-act-order", "fp8"):
+    if architecture != ARCHITECTURES[0] and name not in ("awq", "gptq-4", "gptq-act-order", "fp8", "packed"):
         pytest.skip("one of each method")
     quantised, plain = make_pair(tmp_path, form, architecture)
     ours, theirs = matrices(quantised), matrices(plain)
@@ -268,6 +271,13 @@ def set_last(value: int):
         ("gptq-4", "g_idx", set_last(-1), "names groups -1 to 3"),
         ("gptq-act-order", "g_idx", lambda a: None, "has no g_idx beside it"),
         ("gptq-act-order", "scales", poisoned, "scales) holds NaN"),
+        ("packed", "weight_scale", lambda a: None, "weight_packed has no weight_scale beside it"),
+        ("packed", "weight_scale", lambda a: a.T, "has shape [1, 256]"),
+        ("packed", "weight_scale", poisoned, "scales) holds NaN"),
+        ("packed", "weight_shape", lambda a: a[::-1], "is not 256 x 128"),
+        ("packed", "weight_shape", lambda a: ("I32", np.zeros(4, np.int32)), "has shape [4]"),
+        ("packed", "weight_packed", lambda a: a[:, 1:], "shape [256, 120]"),
+        ("packed-order", "weight_g_idx", lambda a: None, "has no weight_g_idx beside it"),
         ("fp8", "weight", set_last(0x7F), "holds NaN"),
         ("fp8", "weight", lambda a: a[:-1], "shape [255, 128]"),
         ("fp8", "weight_scale_inv", lambda a: None, "weight_scale_inv is missing"),

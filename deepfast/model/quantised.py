@@ -1,4 +1,4 @@
-"""AWQ, GPTQ and FP8 checkpoints as a Source: matrices that others quantised, under the names of plain ones.
+"""Checkpoints that others quantised as a Source: AWQ, GPTQ, FP8, compressed-tensors; under the plain names.
 
 In: the tensors of a directory, what config.json says of their quantisation. Out: matrices that give their
 codes without loss where a layout holds them, and float32 rows; everything else as it lies in the files.
@@ -22,21 +22,31 @@ from . import unpack
 from .directory import STORED_AS, SafetensorsSource
 from .tensors import FloatArray, Matrix, as_float, finite
 
-PARTS = ("qweight", "qzeros", "scales", "g_idx")  # of a matrix of AWQ or GPTQ
+PARTS = {  # of a matrix of words: codes, zeros, scales, order, and what says the shape once more
+    "awq": ("qweight", "qzeros", "scales"),
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "compressed-tensors": (
+        "weight_packed",
+        "weight_zero_point",
+        "weight_scale",
+        "weight_g_idx",
+        "weight_shape",
+    ),
+}
 SCALES = ("weight_scale_inv", "weight_scale")  # of one of FP8, in this order
 
 
 class Words(NamedTuple):
     """The tensors of a matrix [M, K] with S groups in a row, their shapes checked."""
 
-    codes: unpack.WordArray  # awq [K, M / 8], gptq [K bits / 32, M]
+    codes: unpack.WordArray  # awq [K, M / 8], gptq [K bits / 32, M], compressed-tensors [M, K bits / 32]
     zeros: unpack.WordArray | None  # [S, M bits / 32]; None: the middle of the codes
-    scales: npt.NDArray[Any]  # [S, M], as stored
+    scales: npt.NDArray[Any]  # [S, M], compressed-tensors [M, S], as stored
     order: npt.NDArray[np.int32] | None  # [K] the group of each input; None: in order
 
 
 class WordMatrix(Matrix):
-    """A matrix of AWQ or GPTQ."""
+    """A matrix of AWQ, GPTQ or compressed-tensors."""
 
     def __init__(
         self, name: str, shape: tuple[int, int], nbytes: int, path: Path, quant: Quantisation, words: Words
@@ -78,6 +88,8 @@ class WordMatrix(Matrix):
         """[m, K]"""
         if self._quant.method == "awq":
             return unpack.awq_codes(self._words.codes, first, last)
+        if self._quant.method == "compressed-tensors":
+            return unpack.row_codes(self._words.codes[first:last], self._quant.bits)
         return unpack.gptq_codes(self._words.codes, self._quant.bits, first, last)
 
     def _zeros(self, first: int, last: int) -> unpack.ByteArray:
@@ -85,14 +97,17 @@ class WordMatrix(Matrix):
         quant, words = self._quant, self._words
         if words.zeros is None:
             middle = 1 << (quant.bits - 1)
-            return np.full((last - first, len(words.scales)), middle, np.uint8)
+            return np.full((last - first, -(-self.shape[1] // self._group)), middle, np.uint8)
         if quant.method == "awq":
             return unpack.awq_codes(words.zeros, first, last)
         return unpack.gptq_zeros(words.zeros, quant.bits, quant.less_one, first, last)
 
     def _scales(self, first: int, last: int) -> npt.NDArray[Any]:
         """[m, S] as stored, numbers all of them."""
-        scales = unpack.transposed(self._words.scales, first, last)
+        if self._quant.method == "compressed-tensors":
+            scales = self._words.scales[first:last]
+        else:
+            scales = unpack.transposed(self._words.scales, first, last)
         finite(as_float(scales), f"{self.name} (its scales)", self._path)
         return scales
 
@@ -149,15 +164,15 @@ class QuantisedSource:
 
     def _find_parts(self, stored: Collection[str]) -> dict[str, list[str]]:
         """The tensors of each quantised matrix, that with its codes first."""
-        found = {}
+        found, method = {}, self._quant.method
         for name in stored:
             base, _, kind = name.rpartition(".")
-            if self._quant.method != "fp8" and kind == "qweight":
-                beside = (f"{base}.{part}" for part in PARTS[1:])
-                found[f"{base}.weight"] = [name, *(part for part in beside if self._plain.has(part))]
-            elif self._quant.method == "fp8" and self._plain.entry(name).dtype == "F8_E4M3":
+            if method == "fp8" and self._plain.entry(name).dtype == "F8_E4M3":
                 beside = (f"{base}.{part}" for part in SCALES)
                 found[name] = [name, *(part for part in beside if self._plain.has(part))]
+            elif method != "fp8" and kind == PARTS[method][0]:
+                beside = (f"{base}.{part}" for part in PARTS[method][1:])
+                found[f"{base}.weight"] = [name, *(part for part in beside if self._plain.has(part))]
         return found
 
     def _empty_biases(self, config: ModelConfig) -> set[str]:
@@ -182,9 +197,12 @@ class QuantisedSource:
             return shape
         if len(shape) != 2:
             raise self._wrong(parts[0], f"has shape {shape_text(shape)}; expected two dimensions")
+        each = 32 // self._quant.bits
         if self._quant.method == "awq":
-            return shape[1] * 8, shape[0]
-        return shape[1], shape[0] * 32 // self._quant.bits
+            return shape[1] * each, shape[0]
+        if self._quant.method == "gptq":
+            return shape[1], shape[0] * each
+        return shape[0], shape[1] * each
 
     def nbytes(self, name: str) -> int:
         """In the files, of all parts."""
@@ -211,21 +229,28 @@ class QuantisedSource:
 
     def _words(self, name: str) -> Matrix:
         quant, base = self._quant, name.removesuffix(".weight")
+        (packed, *_), rows = self._parts[name], quant.method == "compressed-tensors"
         outputs, inputs = self.shape(name)
         each = 32 // quant.bits
-        if outputs % each or inputs % each:
-            raise self._wrong(f"{base}.qweight", f"stands for {outputs} x {inputs}; {each} share a word")
+        if not rows and (outputs % each or inputs % each):
+            raise self._wrong(packed, f"stands for {outputs} x {inputs}; {each} share a word")
         group = quant.group_size or max(inputs, 1)
         if quant.method == "awq" and inputs % group:
-            raise self._wrong(f"{base}.qweight", f"has {inputs} inputs, no multiple of group_size {group}")
+            raise self._wrong(packed, f"has {inputs} inputs, no multiple of group_size {group}")
         groups = -(-inputs // group)
-        codes = self._part(f"{base}.qweight", ("I32",), self._plain.shape(f"{base}.qweight"))
-        scales = self._part(f"{base}.scales", tuple(STORED_AS), (groups, outputs))
+        _, zeros_name, scales_name, *more = (f"{base}.{part}" for part in PARTS[quant.method])
+        codes = self._part(packed, ("I32",), self._plain.shape(packed))
+        wanted = (outputs, groups) if rows else (groups, outputs)
+        scales = self._part(scales_name, tuple(STORED_AS), wanted)
         zeros = order = None
-        if self._plain.has(f"{base}.qzeros") or not quant.symmetric:
-            zeros = self._part(f"{base}.qzeros", ("I32",), (groups, outputs // each))
-        if quant.method == "gptq" and (self._plain.has(f"{base}.g_idx") or quant.ordered):
-            order = self._order(f"{base}.g_idx", inputs, group, groups)
+        if rows and self._plain.has(zeros_name):
+            raise self._wrong(zeros_name, "is there, but config.json says symmetric")
+        if self._plain.has(zeros_name) or not quant.symmetric:
+            zeros = self._part(zeros_name, ("I32",), (groups, outputs // each))
+        if more and (self._plain.has(more[0]) or quant.ordered):
+            order = self._order(more[0], inputs, group, groups)
+        if more[1:] and self._part(more[1], ("I64", "I32"), (2,)).tolist() != [outputs, inputs]:
+            raise self._wrong(more[1], f"is not {outputs} x {inputs}, the shape of {packed}")
         words = Words(codes, zeros, scales, order)
         return WordMatrix(name, (outputs, inputs), self.nbytes(name), self.where(name), quant, words)
 
@@ -257,7 +282,8 @@ class QuantisedSource:
         """A stored tensor of one of these types and of this shape."""
         if not self._plain.has(name):
             base, _, kind = name.rpartition(".")
-            raise self._wrong(f"{base}.qweight", f"has no {kind} beside it; {self._quant.method} needs one")
+            codes = f"{base}.{PARTS[self._quant.method][0]}"
+            raise self._wrong(codes, f"has no {kind} beside it; {self._quant.method} needs one")
         entry = self._plain.entry(name)
         if entry.dtype not in kinds:
             raise self._wrong(name, f"has dtype {entry.dtype}; expected {' or '.join(kinds)}")

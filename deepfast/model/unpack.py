@@ -1,6 +1,6 @@
-"""Codes out of the int32 words of AWQ and GPTQ, float32 out of FP8; and the layouts that keep them.
+"""Codes out of int32 words, float32 out of FP8; and the layouts that keep them.
 
-In: arrays as they lie in a checkpoint: both formats keep a matrix [M, K] transposed, so that a run of its
+In: arrays as they lie in a checkpoint: AWQ and GPTQ keep a matrix [M, K] transposed, so that a run of its
 rows is a block of columns there, and only that block is read. Out: codes and zeros [m, K], [m, S] as uint8,
 Grouped rows, float32. S = groups of a row.
 The bits of a word count from its least significant one. Does not know: files, names, shapes that do not fit.
@@ -51,7 +51,12 @@ def gptq_codes(words: WordArray, bits: int, first: int, last: int) -> ByteArray:
 
     [K bits / 32, M] -> [last - first, K]
     """
-    packed = transposed(words, first, last).view(np.uint8)  # [m, K bits / 8]
+    return row_codes(transposed(words, first, last), bits)
+
+
+def row_codes(words: WordArray, bits: int) -> ByteArray:
+    """Codes that lie in rows, 32 / bits of them in a word, in order: [m, K bits / 32] -> [m, K]"""
+    packed = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return packed
     wide = packed.astype(np.uint16)  # high and low nibble of a byte -> two bytes, the low one first

@@ -125,9 +125,11 @@ class Checkpoint:
 def _source(path: Path, config: ModelConfig) -> Source:
     """The tensors of a directory, as config.json says that they are kept."""
     plain = SafetensorsSource.open(path, coded=bool(config.weight_bits) and not config.packed)
-    if config.quantised is None and any(name.endswith(".qweight") for name in plain.names()):
+    if config.quantised is None and any(
+        name.endswith((".qweight", ".weight_packed")) for name in plain.names()
+    ):
         raise ModelError(
-            f"{path}: its weights are quantised (AWQ or GPTQ), but config.json has no quantization_config. "
+            f"{path}: its weights are quantised, but config.json has no quantization_config. "
             "Fetch config.json again, or put the settings of the tool there."
         )
     if config.quantised is not None:

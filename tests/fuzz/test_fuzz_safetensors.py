@@ -31,6 +31,7 @@ FORMS = {
     "gptq": Form("gptq", bits=8, group=64),
     "gptq-order": Form("gptq", act_order=True),
     "fp8": Form("fp8", scales="BF16", block=(32, 32)),
+    "packed": Form("packed", zero="middle", act_order=True),
 }
 KINDS = ["plain", "fused", "q8", *FORMS]
 
