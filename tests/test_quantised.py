@@ -216,6 +216,24 @@ def test_experts_in_one_tensor(tmp_path: Path):
     assert "down_proj has shape [8, 40, 64]; config.json asks for [8, 64, 40]" in fails(together)
 
 
+@pytest.mark.parametrize("name", ["gptq-act-order", "fp8"])
+def test_the_parts_of_a_matrix_may_lie_in_different_shards(tmp_path: Path, name: str):
+    path, plain = make_pair(tmp_path, LOSSY[name])
+    file = SafetensorsFile(path / "model.safetensors")
+    tensors = {key: (entry.dtype, np.array(file.array(key))) for key, entry in file.entries.items()}
+    (path / "model.safetensors").unlink()
+    weight_map = {}
+    for shard in range(2):
+        part = sorted(tensors)[shard::2]
+        write_safetensors(path / f"{shard}.safetensors", {key: tensors[key] for key in part})
+        weight_map |= dict.fromkeys(part, f"{shard}.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    theirs = matrices(plain)
+    for key, matrix in matrices(path).items():
+        np.testing.assert_array_equal(matrix.rows(0, 9), theirs[key].rows(0, 9))
+    assert not unused(path)
+
+
 def unused(path: Path) -> list[str]:
     """What loading leaves over."""
     checkpoint = Checkpoint.open(path)

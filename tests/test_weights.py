@@ -222,7 +222,10 @@ def test_missing_files_say_what_was_expected(tmp_path: Path):
     (path / "model.safetensors.index.json").unlink()
     (path / "pytorch_model.bin").touch()
     text = fails(path)
-    assert "expected model.safetensors" in text and "pytorch_model.bin" in text
+    assert "expected model.safetensors" in text and "pytorch_model.bin, a pickle" in text
+    assert "may run code" in text and "fetch the safetensors files" in text
+    (path / "pytorch_model.bin").rename(path / "model.gguf")
+    assert "found model.gguf: give that file itself" in fails(path)
 
 
 @pytest.mark.parametrize(
