@@ -311,7 +311,7 @@ def _cut(count: int) -> Callable[[Path], None]:
         (_quant(layout=PACKED_LAYOUT + 1), "Run deepfast quantize"),
         (_quant(layout="x"), "layout 'x'"),
         (_quant(bits=3), "3 bits"),
-        (_quant(quant_method="awq"), "awq"),
+        (_quant(quant_method="awq"), "AWQ"),
         (_config(quantization_config=None), "has shape [5760]"),
         (_config(num_hidden_layers=3), "model.layers.2.input_layernorm.weight is missing"),
         (_config(num_hidden_layers=1), "unknown"),
