@@ -81,6 +81,7 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     yarn: Yarn | None = None
+    rope_factors: tuple[float, ...] = ()  # [head_dim / 2] that divide the angles (Llama 3.1); empty: all 1
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -99,6 +100,8 @@ class ModelConfig:
         """RoPE angle per position for each pair of dimensions, [head_dim / 2] (YaRN: arXiv 2309.00071)."""
         half = self.head_dim // 2
         plain = [self.rope_theta ** (-2.0 * j / self.head_dim) for j in range(half)]
+        if self.rope_factors:
+            plain = [f / factor for f, factor in zip(plain, self.rope_factors, strict=True)]
         if self.yarn is None:
             return plain
         y, d = self.yarn, self.head_dim

@@ -168,9 +168,9 @@ def _q3_k(blocks: Array, codes: Array) -> _Pieces:
     words = np.ascontiguousarray(blocks["steps"])  # uint32 [n, 3]: 16 low halves, then 16 pairs of high bits
     steps = np.empty((len(words), 4), np.uint32)
     for i in range(4):
-        low = words[:, i % 2] >> np.uint32(4 * (i // 2)) & np.uint32(0x0F0F0F0F)
-        high = words[:, 2] >> np.uint32(2 * i) & np.uint32(0x03030303)
-        steps[:, i] = low | high << np.uint32(4)
+        four = words[:, i % 2] >> np.uint32(4 * (i // 2)) & np.uint32(0x0F0F0F0F)
+        two = words[:, 2] >> np.uint32(2 * i) & np.uint32(0x03030303)
+        steps[:, i] = four | two << np.uint32(4)
     signed = np.subtract(steps.view(np.uint8), 32).view(np.int8)  # [n, 16], -32..31
     return _Pieces(codes, blocks["scale"], blocks["scale"], signed, signed << 2)
 
