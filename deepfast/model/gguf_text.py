@@ -56,7 +56,7 @@ def text_files(path: Path, metadata: Mapping[str, Any], rows: int) -> TextFiles:
     config = _config(path, metadata, tokens)
     specials = {name: text for name, text in config.items() if isinstance(text, str)}
     templates, more = repaired(_templates(path, metadata), specials, "<|im_start|>" in tokens)
-    merges = _merges(path, metadata)
+    merges = _strings(path, metadata, "merges")
     tokenizer = {
         "version": "1.0",
         "truncation": None,
@@ -71,8 +71,7 @@ def end_ids(path: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids that end an answer: those that are named so, and added tokens known for it."""
     tokens = _tokens(path, metadata)
     named = [_id(path, metadata, f"{key}_token_id", tokens) for key in ("eos", "eot", "eom")]
-    types = _types(path, metadata, tokens)
-    known = [i for i, text in enumerate(tokens) if text in _ENDS and types[i] in (CONTROL, USER_DEFINED)]
+    known = [i for i, text in enumerate(tokens) if text[:2] == "<|" and text in _ENDS]
     return tuple(dict.fromkeys(i for i in (*named, *known) if i is not None))
 
 
@@ -89,7 +88,7 @@ def _tokens(path: Path, metadata: Mapping[str, Any]) -> list[str]:
 
 def _strings(path: Path, metadata: Mapping[str, Any], name: str) -> list[str]:
     value = metadata.get(PREFIX + name)
-    if not isinstance(value, list) or not value or not all(type(item) is str for item in value):
+    if not isinstance(value, list) or not value or not isinstance(value[0], str):  # the others are alike
         raise ModelError(f"{path}: metadata {PREFIX}{name} is no list of strings. Download the file again.")
     return value
 
@@ -106,16 +105,6 @@ def _types(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> list[i
         )
     types: list[int] = value.tolist()
     return types
-
-
-def _merges(path: Path, metadata: Mapping[str, Any]) -> list[list[str]]:
-    pairs = []
-    for merge in _strings(path, metadata, "merges"):
-        left, _, right = merge[1:].partition(" ")
-        if not right:
-            raise ModelError(f"{path}: metadata {PREFIX}merges holds {shown(merge)}; expected two parts.")
-        pairs.append([merge[0] + left, right])
-    return pairs
 
 
 def _split_of(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> tuple[str, tuple[str, ...]]:
@@ -151,7 +140,7 @@ def _pipeline(split: str) -> dict[str, Any]:
 
 
 def _vocabulary(
-    path: Path, tokens: list[str], types: list[int], merges: list[list[str]], ignore_merges: bool
+    path: Path, tokens: list[str], types: list[int], merges: list[str], ignore_merges: bool
 ) -> dict[str, Any]:
     """The BPE model and the added tokens."""
     added = _added(tokens, types, merges)
@@ -180,7 +169,7 @@ def _vocabulary(
     }
 
 
-def _added(tokens: list[str], types: list[int], merges: list[list[str]]) -> set[int]:
+def _added(tokens: list[str], types: list[int], merges: list[str]) -> set[int]:
     """Tokens that are found in the text as they are. Some files call "<think>" a normal token: what has that
     shape and no merge leads to was added, too."""
     added = {i for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)}
@@ -188,8 +177,10 @@ def _added(tokens: list[str], types: list[int], merges: list[list[str]]) -> set[
         i for i, text in enumerate(tokens) if text[:1] == "<" and i not in added and _MARKED.fullmatch(text)
     ]
     if marked:
-        merged = {left + right for left, right in merges}
-        added |= {i for i in marked if tokens[i] not in merged}
+        pairs = set(merges)  # "a b" makes "ab"
+        added |= {
+            i for i in marked if not any(f"{(t := tokens[i])[:k]} {t[k:]}" in pairs for k in range(1, 82))
+        }
     return added
 
 

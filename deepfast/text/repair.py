@@ -22,8 +22,14 @@ _OWN = Path(__file__).resolve().parent / "templates"
 _HYBRID = Path(__file__).resolve().parent.parent / "bundled" / "chat_template.jinja"
 # SHA-256 of texts that are known to be wrong -> what is wrong with them
 KNOWN_BAD = {
+    "87a2728cb8dc9fe424d624542f6060ec05a1d285ebbec578bb078900e33396b5": (
+        "fails on an answer that is only a tool call (Qwen3's first one)"
+    ),
     "57f1fd00f0013a2be96aa79b857391f27e23df5b5f847072b524c897e24d0361": (
         "fails on an answer that is only a tool call (the first one in Qwen's own GGUF files)"
+    ),
+    "5ed15374ce53e19a7798710736a2c9fe41c79f7385e8421a2080d6575a80ef1b": (
+        "closes every thought before it begins (QwQ's, as llama.cpp edited it)"
     ),
 }
 _QUESTION, _RULES, _RESULT = "What is 6 times 7?", "Answer briefly.", "42 and no more"
