@@ -153,7 +153,7 @@ def _config(path: Path, metadata: Mapping[str, Any], infos: Mapping[str, TensorI
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": HEAD not in infos,
         **_rope(keys),
-        **_experts(keys, architecture, infos),
+        **_experts(keys, architecture),
     }
     try:
         config = ModelConfig.from_hf(raw)
@@ -185,13 +185,15 @@ def _rope(keys: _Keys) -> dict[str, Any]:
         "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
     }
-    more = [keys.number(f"rope.scaling.{name}", 1.0) for name in ("attn_factor", "yarn_attn_factor")]
-    if math.prod(more) != 1 and factor >= 1:  # it multiplies what follows from the factor
-        yarn["attention_factor"] = math.prod(more) * (0.1 * math.log(factor) + 1.0)
+    # One is what config.json calls attention_factor, the other a multiplier of llama.cpp.
+    usual = 0.1 * math.log(max(factor, 1.0)) + 1.0
+    scale = keys.number("rope.scaling.yarn_attn_factor", usual) * keys.number("rope.scaling.attn_factor", 1.0)
+    if scale != usual:
+        yarn["attention_factor"] = scale
     return {**theta, "rope_scaling": yarn}
 
 
-def _experts(keys: _Keys, architecture: str, infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
+def _experts(keys: _Keys, architecture: str) -> dict[str, Any]:
     """Widths of the MLPs, and the experts where there are some."""
     count = keys.number("expert_count", 0)
     if architecture != "qwen3moe":
@@ -200,14 +202,12 @@ def _experts(keys: _Keys, architecture: str, infos: Mapping[str, TensorInfo]) ->
         return {"intermediate_size": keys.number("feed_forward_length")}
     width = keys.number("expert_feed_forward_length")
     normalised = keys.get("expert_weights_norm")
-    layers = range(min(keys.number("block_count"), 4096))
     return {
         "intermediate_size": keys.number("feed_forward_length", width),
         "moe_intermediate_size": width,
         "num_experts": count,
         "num_experts_per_tok": keys.number("expert_used_count"),
         "norm_topk_prob": True if normalised is None else bool(normalised),  # llama.cpp: always
-        "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in infos],
     }
 
 
