@@ -150,6 +150,10 @@ REFUSED = {
     "longrope": (lambda w: w.add_string("qwen3.rope.scaling.type", "longrope"), "longrope"),
     "yarn without factor": (lambda w: w.add_string("qwen3.rope.scaling.type", "yarn"), "original_context"),
     "experts": (lambda w: w.add_expert_count(8), "expert_count is 8"),
+    "a list where a number stands": (lambda w: w.add_array("qwen3.logit_scale", [1, 2]), "logit_scale is"),
+    "a list of kinds": (lambda w: w.add_array("general.type", ["a", "b"]), "not a model"),
+    "rope of a list": (lambda w: w.add_array("qwen3.rope.scaling.type", ["yarn"]), "rope.scaling.type is"),
+    "text for a number": (lambda w: w.add_string("qwen3.expert_count", "8"), "expert_count is 8"),
     "embeddings": (lambda w: w.add_pooling_type(gguf.PoolingType.LAST), "pooling_type is 3"),
 }
 
@@ -235,6 +239,27 @@ def test_unknown_architectures_are_named(tmp_path):
     patched(path, b"\x05\0\0\0\0\0\0\0qwen3", b"\x05\0\0\0\0\0\0\0gemma")
     with pytest.raises(ModelError, match=r"architecture gemma is unknown; expected one of qwen3, qwen3moe"):
         open_gguf(path)
+
+
+def test_layers_that_are_alike_may_be_listed(tmp_path):
+    path = tmp_path / "m.gguf"
+    writer_keys = ("qwen3.feed_forward_length", "qwen3.attention.head_count_kv")
+
+    def more(writer):
+        for key in writer_keys:
+            value = writer.kv_data[0].pop(key).value
+            writer.add_array(key, [value, value])
+
+    write_model(path, more=more, **SMALL)
+    assert opened(path).config.intermediate_size == 32
+
+
+def test_a_file_tells_about_itself(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_model(path, kind=Kind.Q8_0, more=lambda w: w.add_name("Tiny"), **SMALL)
+    source = opened(path).source
+    assert source.about["general.name"] == "Tiny" and source.about["general.architecture"] == "qwen3"
+    assert source.kind("lm_head.weight") == "Q8_0" and source.kind("model.norm.weight") == "F32"
 
 
 def test_split_models_are_one(tmp_path):

@@ -13,6 +13,7 @@ import math
 import mmap
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,7 +155,9 @@ def open_shards(path: Path) -> list[GgufFile]:
 
 
 def _split(file: GgufFile, key: str, missing: int) -> int:
-    value = file.metadata.get(key, missing)
+    value = scalar(file.metadata, key)
+    if value is None:
+        return missing
     if type(value) is not int:
         raise ModelError(f"{file.path}: damaged: {key} is {shown(value)}; expected a whole number.")
     return value
@@ -162,9 +165,18 @@ def _split(file: GgufFile, key: str, missing: int) -> int:
 
 def shown(value: Any) -> str:
     """A value of a file for a message: short, on one line."""
+    value = value[:8] if isinstance(value, list) else value[:1000] if isinstance(value, str) else value
+    value = value[:8] if isinstance(value, list) else value[:1000] if isinstance(value, str) else value
+    value = value[:8] if isinstance(value, list) else value[:1000] if isinstance(value, str) else value
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def scalar(metadata: Mapping[str, Any], key: str) -> str | int | float | bool | None:
+    """A metadata value that can be compared with anything: of an array, only what it looks like."""
+    value = metadata.get(key)
+    return value if value is None or isinstance(value, str | int | float) else shown(value)
 
 
 def _version(path: Path, head: bytes, size: int) -> int:

@@ -24,7 +24,7 @@ from ..config import ModelConfig, WeightFormat
 from ..text.files import TextFiles
 from ..types import ModelError
 from . import gguf_blocks
-from .gguf import GgufFile, TensorInfo, open_shards, shown
+from .gguf import GgufFile, TensorInfo, open_shards, scalar, shown
 from .gguf_text import end_ids, text_files
 from .tensors import FloatArray, Matrix, finite
 
@@ -100,9 +100,9 @@ class _Keys:
     def get(self, name: str) -> Any:
         """A value; an array of equal numbers (one for each layer) counts as that number."""
         value = self._metadata.get(f"{self._architecture}.{name}")
-        if isinstance(value, np.ndarray) and value.size and (value == value.flat[0]).all():
-            return value.flat[0].item()
-        return value
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            return value[0].item()
+        return scalar(self._metadata, f"{self._architecture}.{name}")
 
     def number(self, name: str, missing: float | None = None) -> Any:
         """A number, whole or not; `missing` where there is none."""
@@ -116,17 +116,17 @@ class _Keys:
 
     def bad(self, name: str, expected: str) -> ModelError:
         """What is wrong with a key."""
-        found = shown(self._metadata.get(f"{self._architecture}.{name}"))
+        found = shown(self.get(name))
         return ModelError(f"{self.path}: metadata {self._architecture}.{name} is {found}; {expected}.")
 
 
 def _config(path: Path, metadata: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> ModelConfig:
     """The metadata as config.json would say it, checked by ModelConfig.from_hf."""
-    kind = metadata.get("general.type", "model")
-    if kind != "model":
+    kind = scalar(metadata, "general.type")
+    if kind not in ("model", None):
         raise ModelError(f"{path} holds {shown(kind)}, not a model. Name the model's own file.")
-    architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    architecture = scalar(metadata, "general.architecture")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ModelError(f"{path}: architecture {shown(architecture)} is unknown; expected one of {known}.")
     keys = _Keys(path, metadata, architecture)
@@ -320,6 +320,13 @@ class GgufSource:
         place = self._places[name]
         info = place.file.tensors[place.name]
         return info.nbytes if place.expert is None else info.nbytes // info.shape[0]
+
+    @property
+    def about(self) -> dict[str, str | int | float]:
+        """What the file says of itself: who made it, from what, how it was quantised."""
+        metadata = self._files[0].metadata
+        told = {key: scalar(metadata, key) for key in metadata if key.startswith(("general.", "quantize."))}
+        return {key: value for key, value in told.items() if value is not None}
 
     def kind(self, name: str) -> str:
         """The type of its blocks, "Q4_K"."""

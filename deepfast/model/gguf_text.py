@@ -18,7 +18,7 @@ import numpy as np
 from ..text.files import TextFiles
 from ..text.repair import repaired
 from ..types import ModelError
-from .gguf import shown
+from .gguf import scalar, shown
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
@@ -76,7 +76,7 @@ def end_ids(path: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _tokens(path: Path, metadata: Mapping[str, Any]) -> list[str]:
-    model = metadata.get(f"{PREFIX}model")
+    model = scalar(metadata, f"{PREFIX}model")
     if model != "gpt2":
         kind = "a SentencePiece tokenizer" if model in ("llama", "t5") else f"tokenizer {shown(model)}"
         raise ModelError(
@@ -109,10 +109,10 @@ def _types(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> list[i
 
 def _split_of(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> tuple[str, tuple[str, ...]]:
     """How text is split; a file that does not say it gets what its tokens tell."""
-    pre = metadata.get(f"{PREFIX}pre", "default")
+    pre = scalar(metadata, f"{PREFIX}pre")
     if pre in SPLITS:
-        return SPLITS[pre], ()
-    if pre != "default":
+        return SPLITS[str(pre)], ()
+    if pre not in ("default", None):
         raise ModelError(
             f"{path}: {PREFIX}pre is {shown(pre)}, a way to split text that is unknown; expected one of "
             f"{', '.join(SPLITS)}."
@@ -191,7 +191,7 @@ def _padding_of(text: str) -> int:
 
 def _id(path: Path, metadata: Mapping[str, Any], name: str, tokens: list[str]) -> int | None:
     """A token's id; some converters write -1 or 2^32 - 1 for none."""
-    value = metadata.get(PREFIX + name)
+    value = scalar(metadata, PREFIX + name)
     if value is None or value in (-1, 2**32 - 1):
         return None
     if type(value) is not int or not 0 <= value < len(tokens):
@@ -202,7 +202,7 @@ def _id(path: Path, metadata: Mapping[str, Any], name: str, tokens: list[str]) -
 def _config(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
     """What tokenizer_config.json would say. A begin token that is never put first is none (Qwen)."""
     ids = {name: _id(path, metadata, key, tokens) for name, key in _NAMED.items()}
-    first = metadata.get(f"{PREFIX}add_bos_token")
+    first = scalar(metadata, f"{PREFIX}add_bos_token")
     if first is False:
         ids["bos_token"] = None
     named = {name: None if i is None else tokens[i] for name, i in ids.items()}

@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from text_fixtures import tiny_json, write_model_dir
 
+from deepfast.model import gguf_model
+from deepfast.model.gguf import open_shards
 from deepfast.model.gguf_model import open_gguf
 from deepfast.text.tokenizer import Tokenizer
 from deepfast.types import ModelError
@@ -158,6 +160,34 @@ def test_the_good_file_is_good():
         path = Path(folder) / "m.gguf"
         path.write_bytes(good()[0])
         read_all(path)
+
+
+JUNK = (
+    *(None, True, False, 0, 1, -1, 2**31, 2**63, 10**9, 0.0, -1.5, 1e300, float("nan"), float("inf"), 1e-300),
+    *("", "x", "qwen2", "yarn", "\n\x1b[31m", "9" * 5000, [], ["a"], ["a"] * 3000, [[], ["b"]]),
+    *(np.arange(0), np.arange(3), np.ones(272, np.int32), np.full(2, np.nan), np.array([True, False])),
+)
+
+
+def test_every_key_with_every_kind_of_value(monkeypatch, tmp_path):
+    """Whatever stands where a number, a text or a list is expected."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(good()[0])
+    (file,) = open_shards(path)
+    monkeypatch.setattr(gguf_model, "open_shards", lambda _: [file])
+    kept = dict(file.metadata)
+    more = ("rope.scaling.type", "rope.scaling.factor", "expert_weights_norm", "attention.causal")
+    survived = 0
+    for key in [*kept, *(f"qwen3moe.{name}" for name in more), "tokenizer.ggml.bos_token_id"]:
+        for value in JUNK:
+            file.metadata = {**kept, key: value}
+            try:
+                _, _, _, text = open_gguf(path)
+                Tokenizer.of(text)
+                survived += 1
+            except ModelError as error:
+                one_line(error)
+    assert survived > 100  # of what the model does not depend on
 
 
 @settings(max_examples=EXAMPLES or 80, derandomize=not EXAMPLES, suppress_health_check=list(HealthCheck))
