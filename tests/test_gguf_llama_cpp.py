@@ -4,7 +4,8 @@ within a bound, the same logits.
 In: files written by the `gguf` package, quantised by llama.cpp itself. Out: errors of rows of logits.
 llama.cpp rounds activations to 8 bits where weights are quantised, to 16 where they are float16; our side
 computes with the exact values of the weights. The prompts are ones without near ties in what follows.
-Runs where llama-cpp-python is installed (extra `bench`). Does not know: our kernels.
+Runs where llama-cpp-python is installed (extra `bench`). Does not know: how weights
+are packed.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoding import greedy, prompt_logits, row_errors
+from decoding import BACKENDS, greedy, make_backend, prompt_logits, row_errors
 from gguf_files import ARCHITECTURES, Kind, write_model
 
 from deepfast.backend.reference import ReferenceBackend
@@ -121,10 +122,15 @@ ALWAYS = ("Q4_K_M", "Q8_0", "IQ4_XS")
     [pytest.param(*case, marks=[] if case[1] in ALWAYS else pytest.mark.slow) for case in MIXED],
 )
 def test_what_llama_cpp_quantised(tmp_path, architecture, kind):
-    """Q4_K_M and the like are mixtures: some matrices are Q5_K or Q6_K."""
+    """Q4_K_M and the like are mixtures: some matrices are Q5_K or Q6_K. The native backend packs the blocks
+    as they are, and comes to the same tokens."""
     write_model(tmp_path / "m.gguf", architecture, kind=Kind.F16, seed=7)
     path = quantised(tmp_path / "m.gguf", kind)
     sparse = "Moe" in architecture
+    if BACKENDS[-1] == "cpu":
+        packed = Decoder.load(Checkpoint(path, *open_gguf(path)), make_backend("cpu"))
+        ids = prompt(MIXED[architecture, kind])
+        assert greedy(packed, ids, COUNT) == theirs(path, ids)[1]
     compare(
         path, MIXED[architecture, kind], BOUNDS.get(kind, MIXTURE if sparse else QUANTISED), median=sparse
     )
