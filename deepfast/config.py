@@ -83,6 +83,7 @@ class ModelConfig:
     rope_theta: float
     yarn: Yarn | None = None
     llama3: Llama3Rope | None = None
+    rope_factors: tuple[float, ...] = ()  # [head_dim / 2] that divide the angles (Llama 3.1); empty: all 1
     window: int = 0  # a sliding window that is as long as the context, or none
     qkv_bias: bool = False
     output_bias: bool = False
@@ -103,6 +104,8 @@ class ModelConfig:
     def inverse_frequencies(self) -> list[float]:
         """RoPE angle per position for each pair of dimensions, [head_dim / 2]."""
         plain = [self.rope_theta ** (-2.0 * j / self.head_dim) for j in range(self.head_dim // 2)]
+        if self.rope_factors:
+            plain = [f / factor for f, factor in zip(plain, self.rope_factors, strict=True)]
         if self.llama3 is not None:
             return self.llama3.frequencies(plain)
         return plain if self.yarn is None else self.yarn.frequencies(plain, self.rope_theta)
