@@ -13,8 +13,8 @@ from deepfast.model.catalog import CATALOG, Variant, is_name, look_up
 from deepfast.types import ModelError
 
 GIB = 2**30
-# (parameters, KV bytes per position in 16 bits, GiB of bf16 weights) as the shapes of the released config.json
-# files make them; where a model card prints a number, it is one of these, rounded
+# (parameters, KV bytes per position in 16 bits, GiB of bf16 weights) as the released shapes make
+# them; where a model card prints a number, it is one of these, rounded
 EXACT = {
     "qwen3:0.6b": (596_049_920, 114_688, 1.11),
     "qwen3:1.7b": (1_720_574_976, 114_688, 3.20),

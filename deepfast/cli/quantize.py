@@ -12,6 +12,7 @@ from typing import Literal
 import click
 
 from ..config import BUNDLED_NAME
+from .fetching import locate
 from .options import LoadBar, positive
 from .show import size
 from .terminal import note
@@ -35,11 +36,10 @@ def quantize(model: str | None, format: Literal["q4", "q8"], out: Path | None, t
     programs share one copy of it. It is a packed form for Deepfast alone; keep the original.
     """
     from ..backend.cpu import CpuBackend
-    from ..model import hub
     from ..model.packed import write_packed
     from ..model.weights import Checkpoint
 
-    path = hub.resolve(model).resolve()
+    path = locate(model).path.resolve()
     target = out or (
         Path(f"{BUNDLED_NAME}-{format}") if model is None else path.with_name(f"{path.name}-{format}")
     )

@@ -1,7 +1,7 @@
 """The models that have names: what each is, where it lies on the hubs, what its shapes make of it.
 
-In: a name such as `qwen3:4b` or `qwen3:30b-a3b-q8`. Out: an Entry (shapes, context, modes, licence) and where a
-variant of it is fetched from. Plain data: sizes are computed from the shapes.
+In: a name such as `qwen3:4b` or `qwen3:30b-a3b-q8`. Out: an Entry (shapes, context, modes, licence) and where
+a variant of it is fetched from. Plain data: sizes are computed from the shapes.
 Does not know: networks, files, what a machine has. What a checkpoint itself says wins over all of this.
 
 Hub ids are those of Qwen's own repositories, the same on Hugging Face and ModelScope. Shapes: their
