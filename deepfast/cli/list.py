@@ -70,8 +70,8 @@ def _available(as_json: bool) -> None:
         rows.append((*row, _fit_text(entry, free)))
     _table(("NAME", "PARAMETERS", *map(str.upper, FORMATS), "CONTEXT (YARN)", "MODES", "FITS HERE"), rows)
     note(
-        f"\n{size(free)} of memory are free. FITS HERE: the largest format, and the context that fits beside it."
-        "\nA name alone is about four bits (qwen3:0.6b and 1.7b: eight); qwen3:4b-q8 and qwen3:4b-bf16 are more."
+        f"\n{size(free)} of memory are free. FITS HERE: the largest format, and the context that fits."
+        "\nA name alone is about four bits (qwen3:0.6b and 1.7b: eight); more: qwen3:4b-q8, qwen3:4b-bf16."
         "\nqwen3 is qwen3:4b. All variants, repositories and licences: --json."
     )
 

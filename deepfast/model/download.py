@@ -103,9 +103,12 @@ class Store:
         return self.folder / "snapshots" / name
 
     def has(self, file: RemoteFile, snapshot: str) -> bool:
-        """Is it here, by its size? Where links are impossible, the snapshot itself holds the content."""
-        places = (self.blob(file), self.snapshot(snapshot) / file.path)
-        return any(place.is_file() and place.stat().st_size == file.size for place in places)
+        """Is it here, by its size? Where links are impossible, the snapshot itself holds the content, perhaps
+        an older one."""
+        blob, plain = self.blob(file), self.snapshot(snapshot) / file.path
+        if blob.is_file() and blob.stat().st_size == file.size:
+            return True
+        return plain.is_file() and not plain.is_symlink() and file.is_whole(plain)
 
     def fetched(self, file: RemoteFile) -> int:
         """Bytes of an interrupted download that can be kept."""

@@ -113,8 +113,7 @@ def find(
     except ModelError as error:
         if here is not None and not verify:
             return Found(here, want.quantize, f"the copy in the cache is used: {error}")
-        says = "is no directory here. As an id of a hub" if want.plain else "could not be fetched"
-        raise ModelError(f"model {model!r} {says}: {error}") from error
+        raise ModelError(f"model {model!r}: {error}") from error
     return Found(path, want.quantize)
 
 
@@ -189,7 +188,12 @@ def _fetch(shelf: Shelf, want: Wanted, report: Report | None, verify: bool) -> P
     from .download import Download
 
     revision = want.revision or shelf.default_revision
-    listing = shelf.list(want.repo, revision)
+    try:
+        listing = shelf.list(want.repo, revision)
+    except ModelError as error:
+        raise ModelError(
+            f"there is no such directory here, and {error}" if want.plain else str(error)
+        ) from error
     files = {file.path: file for file in listing.files}
     choice = choose.choose(files, want.pick, want.repo)
     chosen = [files[name] for name in choice.files]

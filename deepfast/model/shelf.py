@@ -211,7 +211,7 @@ def _hf_file(entry: Any, base: str) -> RemoteFile | None:
         return None
     sha256 = _hex(large.get("sha256") or large.get("oid"), 64)
     git = None if large else _hex(entry.get("blobId"), 40)
-    return RemoteFile(path, size, base + quote(path), sha256, git)
+    return RemoteFile(path, size, base + quote(path, errors="replace"), sha256, git)
 
 
 def _modelscope_file(entry: Any, base: str, revision: str) -> RemoteFile | None:
@@ -220,7 +220,7 @@ def _modelscope_file(entry: Any, base: str, revision: str) -> RemoteFile | None:
     path, size = entry.get("Path"), entry.get("Size")
     if not isinstance(path, str) or type(size) is not int:
         return None
-    url = f"{base}?{urlencode({'Revision': revision, 'FilePath': path})}"
+    url = f"{base}?{urlencode({'Revision': revision, 'FilePath': path}, errors='replace')}"
     return RemoteFile(path, size, url, _hex(entry.get("Sha256"), 64))
 
 
@@ -258,6 +258,5 @@ def _is_safe(name: str) -> bool:
 
 def _strange(wire: Wire) -> ModelError:
     return ModelError(
-        f"{wire.repo}: {wire.host} sends a list of files that is none. Is it a mirror of {wire.title}? "
-        f"{wire.elsewhere}"
+        f"{wire.host} sends a list of files that is none. Is it a mirror of {wire.title}? {wire.elsewhere}"
     )

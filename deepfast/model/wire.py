@@ -23,7 +23,6 @@ CONNECT_S, READ_S = 10.0, 30.0  # to begin, and between two pieces
 PAUSE_S, LONGEST_S = 0.5, 30.0  # before the second attempt, doubled for each one after it
 LOOK_UPS = 3  # attempts to read a list
 MAX_JSON = 32 << 20  # bytes: a list of a hundred thousand files
-PIECE = 1 << 20
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -66,7 +65,7 @@ class Wire:
                 return self._json(url)
             except Passing as error:
                 if attempt == LOOK_UPS - 1 or (error.after or 0) > LONGEST_S:
-                    raise ModelError(f"{self.repo}: {error} {self.elsewhere}") from error
+                    raise ModelError(f"{error} {self.elsewhere}") from error
                 threading.Event().wait(error.pause(attempt))
         raise AssertionError
 
@@ -77,14 +76,14 @@ class Wire:
                 body += piece
                 if len(body) > MAX_JSON:
                     raise ModelError(
-                        f"{self.repo}: {self.host} sends a list of files beyond {MAX_JSON >> 20} MiB. "
+                        f"{self.host} sends a list of files beyond {MAX_JSON >> 20} MiB. "
                         "No model has that many; name another repository."
                     )
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise ModelError(
-                f"{self.repo}: {self.host} answers, but not as {self.title} does. Is it one of its mirrors? "
+                f"{self.host} answers, but not as {self.title} does. Is it one of its mirrors? "
                 f"{self.elsewhere}"
             ) from error
 
@@ -103,7 +102,7 @@ class Wire:
 
     def _pieces(self, response: httpx2.Response) -> Iterator[bytes]:
         try:
-            yield from response.iter_bytes(PIECE)
+            yield from response.iter_bytes()
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise self._lost(error) from error
 
@@ -158,7 +157,7 @@ class Wire:
                 f"{self.repo}{at} is not on {self.title} ({self.host} says {status}), or it is private. "
                 f"Check the spelling; for a private one set {self.token_variable} to a token that reads it."
             )
-        return ModelError(f"{self.repo}: {self.host} answers {status}. {self.elsewhere}")
+        return ModelError(f"{self.host} answers {status} to the request for {what}. {self.elsewhere}")
 
     def _later(self, response: httpx2.Response) -> Passing:
         text = response.headers.get("retry-after", "")

@@ -1,0 +1,655 @@
+"""Models from hubs: what is fetched, resumed, verified, refused, and found again without a network.
+
+In: a hub in this process that speaks both protocols and fails on demand. Out: equal bytes, few requests, one
+clear line for every failure. Does not know: the real hubs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from checkpoints import chat_checkpoint
+from hub_server import Fault, HubServer
+
+from deepfast.model import choose, download, wire
+from deepfast.model import hub as hubs
+from deepfast.model.download import Fetching
+from deepfast.types import DeepfastError, ModelError, UsageError
+
+TINY, GGUF, BIG = "acme/tiny", "acme/tiny-GGUF", "acme/big-GGUF"
+MIB = 1 << 20
+BIG_FILE = os.urandom(3 * MIB + 17)
+SMALL = {
+    "config.json": b'{"architectures": ["Qwen3ForCausalLM"]}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"\1" * 20_000,
+}
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits between two attempts."""
+    monkeypatch.setattr(wire, "PAUSE_S", 0.0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A random model that speaks, as files."""
+    path = tmp_path_factory.mktemp("tiny")
+    chat_checkpoint(path, shards=3)
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def fails(model: str, kind: type[DeepfastError] = ModelError, **more: Any) -> str:
+    """The message of the error, which must be one line that ends as a sentence."""
+    with pytest.raises(kind) as caught:
+        hubs.find(model, **more)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    return str(caught.value)
+
+
+def same(folder: Path, files: dict[str, bytes]) -> None:
+    """The folder holds these files, and nothing else."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert found == files
+
+
+# What is fetched
+
+
+@pytest.mark.parametrize("name", [TINY, f"hf:{TINY}", f"modelscope:{TINY}", f"{TINY}@v1", f"ms:{TINY}@v1"])
+def test_only_what_is_needed_is_fetched_and_then_found_without_a_request(
+    hub: HubServer, checkpoint: dict[str, bytes], name: str
+) -> None:
+    aside = {
+        "README.md": b"# tiny",
+        "modeling_tiny.py": b"raise SystemExit('never run')",
+        "pytorch_model.bin": b"pickle",
+        "consolidated.safetensors": b"the same once more",
+        "onnx/model.onnx": b"x" * 20_000,
+        "vocab.json": b"{}",
+    }
+    hub.add(TINY, {**checkpoint, **aside})
+    found = hubs.find(name)
+    same(found.path, checkpoint)
+    assert found.quantize is None
+    before = len(hub.log)
+    assert hubs.find(name) == found
+    assert len(hub.log) == before
+
+
+def test_our_cache_is_the_cache_of_huggingface_hub(
+    hub: HubServer, checkpoint: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.add(TINY, checkpoint)
+    path = hubs.find(TINY).path
+    cache = tmp_path / "hf" / "hub"
+    before = len(hub.log)
+    theirs = huggingface_hub.snapshot_download(TINY, cache_dir=cache, local_files_only=True)
+    assert Path(theirs) == path
+    assert len(hub.log) == before
+    file = huggingface_hub.hf_hub_download(TINY, "config.json", cache_dir=cache, endpoint=hub.url)
+    assert Path(file) == path / "config.json"
+    assert not [a for a in hub.log[before:] if a.method == "GET"]
+    (repo,) = huggingface_hub.scan_cache_dir(cache).repos
+    assert (repo.repo_id, repo.nb_files) == (TINY, len(checkpoint))
+
+
+def test_what_huggingface_hub_fetched_is_found_here(
+    hub: HubServer, checkpoint: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.add(TINY, checkpoint)
+    theirs = huggingface_hub.snapshot_download(TINY, cache_dir=tmp_path / "hf" / "hub", endpoint=hub.url)
+    before = len(hub.log)
+    assert hubs.find(TINY).path == Path(theirs)
+    assert len(hub.log) == before
+
+
+def test_what_older_libraries_of_modelscope_fetched_is_found_here(
+    hub: HubServer, checkpoint: dict[str, bytes], tmp_path: Path
+) -> None:
+    folder = tmp_path / "modelscope" / "models" / "acme" / "tiny-0___6b"
+    folder.mkdir(parents=True)
+    for name, data in checkpoint.items():
+        (folder / name).write_bytes(data)
+    assert hubs.find("modelscope:acme/tiny-0.6b").path == folder
+    assert hub.log == []
+    assert [model.name for model in hubs.kept()] == ["modelscope:acme/tiny-0.6b"]
+
+
+def test_half_a_snapshot_is_no_model(hub: HubServer, checkpoint: dict[str, bytes], tmp_path: Path) -> None:
+    hub.add(TINY, checkpoint)
+    cache = tmp_path / "hf" / "hub"
+    for name in ("config.json", "tokenizer.json", "model-00002-of-00003.safetensors"):
+        huggingface_hub.hf_hub_download(TINY, name, cache_dir=cache, endpoint=hub.url)
+    before = len(hub.fetched())
+    same(hubs.find(TINY).path, checkpoint)
+    assert len(hub.fetched()) == before + 2, "the shard that was here is not asked for again"
+
+
+def test_a_new_commit_is_fetched_only_when_asked_for(hub: HubServer) -> None:
+    hub.add(TINY, SMALL)
+    old = hubs.find(TINY).path
+    hub.add(TINY, {**SMALL, "config.json": b'{"architectures": ["Qwen2ForCausalLM"]}'})
+    assert hubs.find(TINY).path == old
+    weights = len(hub.fetched("model.safetensors"))
+    new = hubs.find(TINY, refresh=True).path
+    assert new != old and b"Qwen2" in (new / "config.json").read_bytes()
+    assert b"Qwen3" in (old / "config.json").read_bytes()
+    assert len(hub.fetched("model.safetensors")) == weights, "equal content is kept"
+    assert hubs.find(TINY).path == new
+
+
+def test_modelscope_gets_new_files_under_the_same_revision(hub: HubServer) -> None:
+    hub.add(TINY, SMALL)
+    path = hubs.find(f"modelscope:{TINY}").path
+    changed = {**SMALL, "config.json": SMALL["config.json"].replace(b"Qwen3", b"Qwen2")}
+    hub.add(TINY, changed)
+    assert hubs.find(f"modelscope:{TINY}", refresh=True).path == path
+    same(path, changed)
+
+
+# GGUF
+
+
+def gguf_files(*names: str) -> dict[str, bytes]:
+    return {name: f"GGUF {name}".encode() for name in names}
+
+
+QUANTS = gguf_files("tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "tiny-UD-Q2_K_XL.gguf", "mmproj-F16.gguf")
+SPLIT = gguf_files(*(f"Q6_K/tiny-Q6_K-0000{i}-of-00003.gguf" for i in (1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("pick", "names"),
+    [
+        ("Q4_K_M", ["tiny-Q4_K_M.gguf"]),
+        ("q8_0", ["tiny-Q8_0.gguf"]),
+        ("tiny-q8_0.gguf", ["tiny-Q8_0.gguf"]),
+        ("tiny-Q8_0", ["tiny-Q8_0.gguf"]),
+        ("ud-q2_k_xl", ["tiny-UD-Q2_K_XL.gguf"]),
+        ("Q6_K", list(SPLIT)),
+        ("Q6_K/tiny-Q6_K-00002-of-00003.gguf", list(SPLIT)),
+    ],
+)
+def test_one_gguf_of_several_is_named_in_any_case(hub: HubServer, pick: str, names: list[str]) -> None:
+    hub.add(GGUF, {**QUANTS, **SPLIT, "README.md": b"#"})
+    found = hubs.find(f"{GGUF}:{pick}")
+    assert found.path.is_file() and found.path.as_posix().endswith(names[0])
+    snapshot = found.path.parents[names[0].count("/")]
+    same(snapshot, {name: {**QUANTS, **SPLIT}[name] for name in names})
+    before = len(hub.log)
+    assert hubs.find(f"{GGUF}:{pick}") == found and len(hub.log) == before
+
+
+def test_several_gguf_files_are_listed_and_none_is_guessed(hub: HubServer) -> None:
+    hub.add(GGUF, {**QUANTS, **SPLIT})
+    text = fails(GGUF)
+    assert f"{GGUF}:Q4_K_M" in text and "Q4_K_M, Q6_K, Q8_0, UD-Q2_K_XL" in text and "F16" not in text
+    assert "no 'Q3_K_M'" in fails(f"{GGUF}:Q3_K_M")
+    hub.add(GGUF, gguf_files("only.gguf"))
+    assert hubs.find(GGUF, refresh=True).path.name == "only.gguf"
+    assert not [a for a in hub.fetched() if "Q" in a.path]
+
+
+def test_parts_that_are_missing_are_noticed(hub: HubServer) -> None:
+    parts = list(SPLIT)
+    hub.add(GGUF, {name: SPLIT[name] for name in parts[:2]})
+    assert "only some parts" in fails(f"{GGUF}:Q6_K")
+
+
+def test_a_catalog_name_fetches_its_official_file(hub: HubServer) -> None:
+    hub.add("Qwen/Qwen3-4B-GGUF", gguf_files("Qwen3-4B-Q4_K_M.gguf", "Qwen3-4B-Q8_0.gguf"))
+    assert hubs.find("qwen3").path.name == "Qwen3-4B-Q4_K_M.gguf"
+    assert hubs.find("QWEN3:4B-q8").path.name == "Qwen3-4B-Q8_0.gguf"
+    hub.add("Qwen/Qwen3-0.6B", SMALL)
+    found = hubs.find("modelscope:qwen3:0.6b-q4")
+    assert found.quantize == "q4" and "modelscope" in found.path.parts
+    assert found.packing(None) == found.packing("q4") == "q4"
+    with pytest.raises(UsageError, match="name says q4, --quantize says q8"):
+        found.packing("q8")
+    assert hubs.find("qwen3:0.6b-bf16").quantize is None
+
+
+def test_the_environment_names_the_usual_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(TINY, SMALL)
+    monkeypatch.setenv("DEEPFAST_HUB", "modelscope")
+    assert "modelscope" in hubs.find(TINY).path.parts
+    assert "modelscope" not in hubs.find(f"hf:{TINY}").path.parts
+    monkeypatch.setenv("DEEPFAST_HUB", "attic")
+    assert "'attic'" in fails(TINY, UsageError)
+
+
+# Interrupted, damaged, at once
+
+
+def test_a_cut_connection_goes_on_where_it_stopped(hub: HubServer) -> None:
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    hub.faults["big.gguf"] = Fault(times=2, cut=MIB)
+    assert hubs.find(BIG).path.read_bytes() == BIG_FILE
+    starts = [asked.first for asked in hub.fetched("big.gguf")]
+    assert starts == [0, MIB, 2 * MIB]
+
+
+def start_pull(model: str, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "deepfast.cli.main", "pull", model, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another process does."""
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize("prefix", ["hf", "modelscope"])
+def test_a_killed_pull_goes_on_and_asks_only_for_the_rest(
+    hub: HubServer, tmp_path: Path, prefix: str
+) -> None:
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    gate = threading.Event()
+    hub.faults["big.gguf"] = Fault(cut=2 * MIB, gate=gate)
+    with start_pull(f"{prefix}:{BIG}") as process:
+
+        def written() -> int:
+            return sum(path.stat().st_size for path in tmp_path.rglob("*.incomplete"))
+
+        until(lambda: written() >= 2 * MIB)
+        process.send_signal(signal.SIGKILL)
+    kept = written()
+    gate.set()
+    events = list[Fetching]()
+    assert hubs.find(f"{prefix}:{BIG}", report=events.append).path.read_bytes() == BIG_FILE
+    assert [asked.first for asked in hub.fetched("big.gguf")] == [0, kept]
+    assert (events[0].state, events[0].done, events[0].total) == ("start", kept, len(BIG_FILE))
+    assert (events[-1].state, events[-1].done) == ("end", len(BIG_FILE))
+    assert not list(tmp_path.rglob("*.incomplete"))
+
+
+def test_an_interrupted_pull_leaves_at_once_and_keeps_what_came(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    gate = threading.Event()
+    hub.faults["big.gguf"] = Fault(cut=MIB, gate=gate)
+    with start_pull(BIG) as process:
+        until(lambda: any(p.stat().st_size for p in tmp_path.rglob("*.incomplete")))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    gate.set()
+    assert process.returncode == 130 and "Traceback" not in said
+    assert list(tmp_path.rglob("*.incomplete"))
+
+
+def test_a_server_without_ranges_begins_again(hub: HubServer) -> None:
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    hub.faults["big.gguf"] = Fault(times=1, cut=MIB)
+    hub.faults["/big.gguf"] = Fault(times=9, no_range=True)
+    events = list[Fetching]()
+    assert hubs.find(BIG, report=events.append).path.read_bytes() == BIG_FILE
+    assert events[-1].done == len(BIG_FILE)
+
+
+def test_a_damaged_file_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    hub.faults["big.gguf"] = Fault(times=1, flip=MIB)
+    events = list[Fetching]()
+    assert hubs.find(BIG, report=events.append).path.read_bytes() == BIG_FILE
+    assert [event.file for event in events if event.state == "again"] == ["big.gguf"]
+
+
+@pytest.mark.parametrize("prefix", ["hf", "modelscope"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_stays_damaged_is_refused_by_name(
+    hub: HubServer, tmp_path: Path, name: str, prefix: str
+) -> None:
+    hub.add(TINY, SMALL)
+    hub.faults[name] = Fault(times=99, flip=5)
+    text = fails(f"{prefix}:{TINY}")
+    assert f"{name} of {TINY} arrived damaged twice" in text
+    assert not list(tmp_path.rglob(f"snapshots/*/{name}"))
+
+
+@pytest.mark.parametrize("start", [b"x" * 1000, b"x" * len(BIG_FILE), BIG_FILE + b"more", BIG_FILE])
+def test_a_beginning_that_is_wrong_is_not_built_upon(hub: HubServer, tmp_path: Path, start: bytes) -> None:
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    hub.faults = {"big.gguf": Fault(cut=MIB), f"cdn/{BIG}/big.gguf": Fault(times=99, status=500)}
+    assert "MB are kept" in fails(BIG)
+    hub.faults.clear()
+    (partial,) = tmp_path.rglob("*.incomplete")
+    assert partial.read_bytes() == BIG_FILE[:MIB]
+    partial.write_bytes(start)
+    assert hubs.find(BIG).path.read_bytes() == BIG_FILE
+
+
+def test_verify_finds_what_decayed_on_the_disk(hub: HubServer) -> None:
+    hub.add(TINY, SMALL)
+    path = hubs.find(TINY).path / "model.safetensors"
+    blob = path.resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(b"\2" + SMALL["model.safetensors"][1:])
+    assert hubs.find(TINY, refresh=True).path / "model.safetensors" == path
+    assert path.read_bytes() != SMALL["model.safetensors"], "sizes are equal"
+    hubs.find(TINY, refresh=True, verify=True)
+    assert path.read_bytes() == SMALL["model.safetensors"]
+
+
+def test_two_pulls_at_once_fetch_every_file_once(hub: HubServer) -> None:
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    gate = threading.Event()
+    hub.faults["big.gguf"] = Fault(cut=MIB, gate=gate)
+    events = list[Fetching]()
+
+    def report(event: Fetching) -> None:
+        events.append(event)
+        if event.state == "wait":
+            gate.set()
+
+    with start_pull(BIG) as process:
+        until(lambda: bool(hub.fetched("big.gguf")))
+        path = hubs.find(BIG, report=report).path
+        out, _ = process.communicate(timeout=20)
+    assert out.strip() == str(path) and path.read_bytes() == BIG_FILE
+    assert "wait" in [event.state for event in events]
+    assert len(hub.fetched("big.gguf")) == 1
+
+
+def test_where_links_are_impossible_there_are_plain_files(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: Any) -> None:
+        raise OSError("links are not supported here")
+
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    hub.add(TINY, SMALL)
+    path = hubs.find(TINY).path
+    assert not (path / "config.json").is_symlink()
+    same(path, SMALL)
+    before = len(hub.fetched())
+    assert hubs.find(TINY, refresh=True).path == path
+    assert len(hub.fetched()) == before
+
+
+def test_a_full_disk_is_noticed_before(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(TINY, SMALL)
+    usage = type(shutil.disk_usage("/"))(10**12, 10**12 - 10**6, 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert "HF_HOME" in fails(TINY) and not hub.fetched()
+    assert "MODELSCOPE_CACHE" in fails(f"modelscope:{TINY}")
+
+
+# No network, and other failures
+
+
+def test_without_a_network_what_is_here_is_used(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(TINY, SMALL)
+    path = hubs.find(TINY).path
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = hubs.find(TINY, refresh=True)
+    assert found.path == path and "127.0.0.1:9 can not be reached" in found.note
+    text = fails("acme/other")
+    assert "no such directory here" in text and "127.0.0.1:9" in text and "HF_ENDPOINT" not in text
+    assert "modelscope:acme/other" in text
+    monkeypatch.setenv("HF_ENDPOINT", "http://no-such-host.invalid")
+    assert "can not be reached" in fails("acme/other")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert hubs.find(TINY, refresh=True).path == path
+    assert "HF_HUB_OFFLINE" in fails("acme/other")
+
+
+def test_a_mirror_is_asked_instead(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(TINY, SMALL)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert hubs.find(TINY, endpoint=f"{hub.url}/").path.is_dir()
+    assert "'ftp://x'" in fails("acme/other", UsageError, endpoint="ftp://x")
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [(500, "answers 500"), (503, "answers 503"), (429, "HF_TOKEN"), (418, "answers 418")],
+)
+def test_an_answer_that_is_none_is_said_in_one_line(hub: HubServer, status: int, says: str) -> None:
+    hub.add(TINY, SMALL)
+    hub.faults["main"] = Fault(times=99, status=status)
+    assert says in fails(TINY)
+    hub.faults.clear()
+    hub.faults["model.safetensors"] = Fault(times=99, status=status)
+    assert says in fails(TINY) and "model.safetensors" in fails(TINY)
+
+
+def test_trouble_that_passes_is_waited_for(hub: HubServer) -> None:
+    hub.add(TINY, SMALL)
+    hub.faults["main"] = Fault(times=2, status=503)
+    hub.faults["model.safetensors"] = Fault(times=3, status=429, headers={"Retry-After": "0"})
+    assert hubs.find(TINY).path.is_dir()
+
+
+def test_a_long_pause_is_said_and_not_sat_out(hub: HubServer) -> None:
+    hub.add(TINY, SMALL)
+    hub.faults["main"] = Fault(times=99, status=429, headers={"Retry-After": "3600"})
+    began = time.monotonic()
+    assert "pause for 3600 s" in fails(TINY)
+    assert time.monotonic() - began < 5 and len(hub.log) == 1
+
+
+def test_a_silent_server_is_given_up(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "READ_S", 0.05)
+    monkeypatch.setattr(download, "RETRIES", 1)
+    gate = threading.Event()
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    hub.faults["big.gguf"] = Fault(times=99, cut=1000, gate=gate)
+    text = fails(BIG)
+    gate.set()
+    assert "sent nothing for 0.05 s" in text and "kept" in text
+
+
+def test_a_model_that_is_not_there_gated_or_private(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(TINY, SMALL)
+    assert "acme/none is not on Hugging Face" in fails("hf:acme/none")
+    assert "no such directory here, and acme/none is not on" in fails("acme/none")
+    assert "acme/none is not on ModelScope" in fails("modelscope:acme/none")
+    assert "no revision 'v7'" in fails(f"{TINY}@v7")
+    assert "at revision 'v7'" in fails(f"modelscope:{TINY}@v7")
+    hub.gated.add(TINY)
+    text = fails(TINY)
+    assert "gated" in text and f"{hub.url}/{TINY}" in text and "HF_TOKEN" in text
+    monkeypatch.setenv("HF_TOKEN", "good")
+    assert hubs.find(TINY).path.is_dir()
+    assert {asked.token for asked in hub.log if "/cdn/" not in asked.path} == {None, "Bearer good"}
+
+
+def test_a_repository_of_pickles_or_without_a_model_is_refused_with_advice(hub: HubServer) -> None:
+    hub.add(TINY, {"config.json": b"{}", "pytorch_model.bin": b"x" * 20_000})
+    assert "pickles" in fails(TINY) and "save_pretrained" in fails(TINY)
+    hub.add(TINY, {"README.md": b"#"})
+    assert "neither safetensors nor GGUF" in fails(TINY)
+    hub.add(TINY, {"model.safetensors": b"x"})
+    assert "no config.json" in fails(TINY)
+    assert not hub.fetched()
+
+
+# Strangers
+
+
+@pytest.mark.parametrize("prefix", ["hf", "modelscope"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../evil.safetensors",
+        "/etc/evil.safetensors",
+        "a/../../evil.gguf",
+        "C:evil.gguf",
+        "a\\..\\evil.gguf",
+        "a//evil.gguf",
+        "evil\x00.gguf",
+        "evil\x1b[2J.gguf",
+        "evil\ud800.gguf",
+        "x" * 300 + ".gguf",
+        ".",
+        "",
+    ],
+)
+def test_names_that_leave_the_folder_spoil_the_list(
+    hub: HubServer, tmp_path: Path, name: str, prefix: str
+) -> None:
+    hub.add(TINY, SMALL)
+    hub.names.append(name)
+    text = fails(f"{prefix}:{TINY}")
+    assert "outside of its folder" in text and text.isprintable()
+    assert not hub.fetched() and not list(tmp_path.rglob("*evil*"))
+
+
+LISTS: dict[str, bytes] = {
+    "no JSON": b"<html>please log in</html>",
+    "deep": b"[" * 100_000,
+    "a list": b"[]",
+    "no files": json.dumps({"sha": "a" * 40, "Data": {}}).encode(),
+    "strange commit": json.dumps({"sha": "../../x", "siblings": []}).encode(),
+    "strange entries": json.dumps(
+        {"sha": "a" * 40, "siblings": [7], "Data": {"Files": [{"Path": 7, "Size": "many"}]}}
+    ).encode(),
+    "negative size": json.dumps(
+        {
+            "sha": "a" * 40,
+            "siblings": [{"rfilename": "a.gguf", "size": -1}],
+            "Data": {"Files": [{"Path": "a.gguf", "Size": -1}]},
+        }
+    ).encode(),
+    "size beyond all": json.dumps(
+        {
+            "sha": "a" * 40,
+            "siblings": [{"rfilename": "a.gguf", "size": 10**30}],
+            "Data": {"Files": [{"Path": "a.gguf", "Size": 10**30}]},
+        }
+    ).encode(),
+    "many files": json.dumps(
+        {
+            "sha": "a" * 40,
+            "siblings": [{"rfilename": f"{i}.gguf", "size": 1} for i in range(30_000)],
+            "Data": {"Files": [{"Path": f"{i}.gguf", "Size": 1} for i in range(30_000)]},
+        }
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("prefix", ["hf", "modelscope"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_that_are_none_are_refused(hub: HubServer, kind: str, prefix: str) -> None:
+    hub.add(TINY, SMALL)
+    hub.raw["/revision/main"] = hub.raw["/repo/files"] = LISTS[kind]
+    assert TINY in fails(f"{prefix}:{TINY}") and not hub.fetched()
+
+
+def test_an_endless_list_is_not_read_to_its_end(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_JSON", 1 << 20)
+    hub.add(TINY, SMALL)
+    hub.raw["/revision/main"] = b" " * (3 << 20)
+    assert "beyond 1 MiB" in fails(TINY)
+
+
+def test_a_file_longer_than_listed_is_not_taken(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(BIG, {"big.gguf": BIG_FILE})
+    hub.faults["big.gguf"] = Fault(times=99, longer=b"x" * MIB)
+    assert "is longer than" in fails(BIG)
+    assert all(path.stat().st_size == 0 for path in tmp_path.rglob("*.incomplete"))
+
+
+@pytest.mark.parametrize("where", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x"])
+def test_a_redirect_to_another_kind_of_address_is_refused(hub: HubServer, where: str) -> None:
+    hub.add(TINY, SMALL)
+    hub.faults["model.safetensors"] = Fault(times=99, location=where)
+    assert "Refused" in fails(TINY)
+    hub.faults["main"] = Fault(times=99, location=where)
+    assert "Refused" in fails(TINY)
+
+
+def test_a_redirect_in_a_circle_ends(hub: HubServer) -> None:
+    hub.add(TINY, SMALL)
+    hub.faults["model.safetensors"] = Fault(times=999, location=f"/{TINY}/resolve/main/model.safetensors")
+    assert "Refused" in fails(TINY)
+
+
+def test_a_token_stays_with_the_hub_it_is_for(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(TINY, SMALL)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    hubs.find(TINY)
+    tokens = {asked.path.split("/")[1]: asked.token for asked in hub.log}
+    assert tokens["api"] == "Bearer secret" and tokens["cdn"] is None
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("model", "want"),
+    [
+        ("Qwen/Qwen3-0.6B", hubs.Wanted("hf", "Qwen/Qwen3-0.6B", plain=True)),
+        ("HF:Qwen/Qwen3-0.6B", hubs.Wanted("hf", "Qwen/Qwen3-0.6B")),
+        ("hf:a/b@main", hubs.Wanted("hf", "a/b", "main")),
+        ("a/b@refs/pr/1:Q4_0", hubs.Wanted("hf", "a/b", "refs/pr/1", "Q4_0", plain=True)),
+        ("a/b:x/Q4_0.gguf@v1", hubs.Wanted("hf", "a/b", "v1", "x/Q4_0.gguf", plain=True)),
+        ("modelscope:qwq", hubs.Wanted("modelscope", "Qwen/QwQ-32B-GGUF", pick="Q4_K_M")),
+        ("qwen3:4b-instruct-2507", hubs.Wanted("hf", "Qwen/Qwen3-4B-Instruct-2507", quantize="q4")),
+    ],
+)
+def test_a_name_asks_for_one_thing(model: str, want: hubs.Wanted) -> None:
+    assert hubs.wanted(model) == want
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("./qwen3", "~/models/x", "/no/such/folder", "../Qwen/x", "a/b/c", "", ".", "models\\x", "x.gguf"),
+        *("a/b.gguf", "tests/no-model", "mymodel", "a/b@", "a/b:", "a/b@../x", "a/b@a/../b", "a/b@v1@v2"),
+        *("a/..", "../a", "a/b--c", "hf:", "hf:a", "hf:a/b/c", "a/b c", "a/b?x=1", "a/b#x", "a/b\n", "\x00"),
+        *("a/" + "b" * 200, "-/x", "qwen3:", "hf:hf:a/b"),
+    ],
+)
+def test_what_is_no_name_is_refused_without_a_request(
+    hub: HubServer, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    if model == ".":
+        assert hubs.find(model).path == Path(".")  # a directory; what is in it, its reader says
+        return
+    if model == "qwen3:":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert repr(model) in fails(model)
+    assert hub.log == []
+
+
+def test_a_path_wins_over_a_name(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("acme/tiny", "qwen3"):
+        (tmp_path / folder).mkdir(parents=True)
+        assert hubs.find(folder).path == Path(folder)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "m.bin").write_bytes(b"")
+    assert hubs.find("m.gguf").path == Path("m.gguf")
+    assert "not a .gguf file" in fails("m.bin")
+    assert "write hf:acme/other" in fails("acme/other")
+    assert hub.log == []
+
+
+def test_quantisations_are_read_from_names_of_files() -> None:
+    names = {
+        "Qwen3-8B-Q4_K_M.gguf": "Q4_K_M",
+        "qwen2.5-7b-instruct-q5_0-00001-of-00002.gguf": "Q5_0",
+        "BF16/Qwen3-8B-BF16.gguf": "BF16",
+        "model.i1-IQ4_XS.gguf": "IQ4_XS",
+        "Qwen3-8B-UD-Q4_K_XL.gguf": "UD-Q4_K_XL",
+        "qwen.gguf": None,
+    }
+    assert {name: choose.quantisation(name) for name in names} == names
