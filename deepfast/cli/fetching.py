@@ -1,5 +1,5 @@
 """What a person sees while a model is fetched: what and how much before it begins, then a bar on a terminal,
-or a line for every tenth of it elsewhere. All of it on stderr.
+or now and then a line elsewhere. All of it on stderr.
 
 In: the reports of model/hub.py. Out: where the model lies. Does not know: hubs, files, commands.
 """
@@ -7,6 +7,7 @@ In: the reports of model/hub.py. Out: where the model lies. Does not know: hubs,
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from .terminal import note
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from ..model.download import Fetching
     from ..model.hub import Found
+
+LINE_SECONDS = 2.0  # between two lines where there is no terminal
 
 
 def locate(model: str | None, **more: Any) -> Found:
@@ -35,7 +38,7 @@ class FetchBar:
     def __init__(self) -> None:
         """Nothing is shown, and rich not imported, before something is fetched."""
         self.progress: Progress | None = None
-        self.tenths = 0
+        self.tenths, self.began, self.last = 0, 0.0, 0.0
         self.waited: set[str] = set()
         self.fetched = False
 
@@ -47,26 +50,28 @@ class FetchBar:
         """Show where it stands."""
         from .show import size  # it imports the options, which import this
 
+        here, all_of_it = size(at.done), size(at.total)
         if at.state == "start":
-            self._start(
-                f"{at.repo}: {size(at.total)}" + (f"; {size(at.done)} of it are here" * (at.done > 0)), at
-            )
+            note(f"fetching {at.repo}: {all_of_it}" + (f"; {here} of it are here" if at.done else ""))
+            self._start(at)
+        elif at.state == "end":
+            if self.progress is not None:
+                self.progress.stop()  # the next bar needs the terminal
+            note(f"fetched {at.repo} in {time.monotonic() - self.began:.0f} s")
         elif at.state == "wait" and at.file not in self.waited:
             self.waited.add(at.file)
             self._say(f"another program fetches {at.file}; waiting for it")
         elif at.state == "again":
             self._say(f"{at.file} arrived damaged and is fetched again")
-        elif self.progress is not None and at.state == "end":
-            self.progress.stop()  # the next bar needs the terminal
         elif self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=at.done)
-        elif at.total and at.done * 10 // at.total > self.tenths:
-            self.tenths = at.done * 10 // at.total
-            note(f"{at.repo}: {self.tenths * 10} %, {size(at.done)} of {size(at.total)}")
+        elif time.monotonic() - self.last >= LINE_SECONDS and at.done * 10 // at.total > self.tenths:
+            self.last, self.tenths = time.monotonic(), at.done * 10 // at.total
+            note(f"{at.repo}: {self.tenths * 10} %, {here} of {all_of_it}")
 
-    def _start(self, what: str, at: Fetching) -> None:
+    def _start(self, at: Fetching) -> None:
         self.fetched = True
-        note(f"fetching {what}")
+        self.began = self.last = time.monotonic()
         self.tenths = at.done * 10 // at.total if at.total else 0
         if sys.stderr.isatty():
             from rich.console import Console

@@ -43,8 +43,10 @@ def _kept(as_json: bool) -> None:
     models = hub.kept()
     if as_json:
         facts = [{**m._asdict(), "path": str(m.path)} for m in models]
-        click.echo(json.dumps({"models": facts}, indent=2))
+        click.echo(json.dumps({"models": facts, "unfinished_bytes": hub.unfinished()}, indent=2))
         return
+    for name, count in hub.unfinished().items():
+        note(f"{name} is not whole, {size(count)} of it lie here: deepfast pull goes on with it")
     if not models:
         note("no models in the caches of Hugging Face and ModelScope. Fetch one: deepfast pull qwen3:0.6b")
         return

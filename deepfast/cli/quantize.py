@@ -39,10 +39,10 @@ def quantize(model: str | None, format: Literal["q4", "q8"], out: Path | None, t
     from ..model.packed import write_packed
     from ..model.weights import Checkpoint
 
-    path = locate(model).path.resolve()
-    target = out or (
-        Path(f"{BUNDLED_NAME}-{format}") if model is None else path.with_name(f"{path.name}-{format}")
-    )
+    found = locate(model)
+    path = found.path.resolve()
+    name = BUNDLED_NAME if model is None else found.repo.rpartition("/")[2]  # no place to write beside it
+    target = out or (Path(f"{name}-{format}") if name else path.with_name(f"{path.name}-{format}"))
     with LoadBar("packing the weights") as bar:
         count = write_packed(Checkpoint.open(path), CpuBackend(threads), format, target, bar)
     click.echo(str(target))

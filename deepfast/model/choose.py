@@ -63,7 +63,9 @@ def _gguf(names: Iterable[str], pick: str | None, repo: str) -> Choice:
         labels = sorted({quantisation(name) or name for name in groups})
         shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
         if pick is None:
-            raise ModelError(f"{repo} has several GGUF files. Choose one, as in {repo}:{labels[0]}; {shown}.")
+            raise ModelError(
+                f"{repo} has several GGUF files. Choose one of {shown}, as in {repo}:{labels[0]}."
+            )
         several = f"{len(wanted)} files for {pick!r} ({', '.join(wanted)})" if wanted else f"no {pick!r}"
         raise ModelError(f"{repo} has {several}. Choose one of: {shown}.")
     members = groups[wanted[0]]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -23,8 +24,8 @@ from ..types import ModelError, UsageError
 from . import catalog, choose
 
 if TYPE_CHECKING:
-    from .download import Report
-    from .shelf import Shelf
+    from .download import Report, Store
+    from .shelf import Listing, Shelf
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 PREFIXES = {"hf": "hf", "huggingface": "hf", "modelscope": "modelscope", "ms": "modelscope"}
@@ -41,10 +42,11 @@ Packing = Literal["q4", "q8"]
 
 class Found(NamedTuple):
     """Where a model lies. quantize: how its name wants the weights packed while they are loaded.
-    note: what a person should know about where it comes from."""
+    repo: its repository when it came from a hub. note: what a person should know about that."""
 
     path: Path
     quantize: Packing | None = None
+    repo: str = ""
     note: str = ""
 
     def packing(self, asked: Packing | None) -> Packing | None:
@@ -102,19 +104,25 @@ def find(
     shelf = shelf_named(want.prefix, endpoint)
     here = _here(shelf, want)
     if here is not None and (shelf.offline or not refresh):
-        return Found(here, want.quantize)
+        return Found(here, want.quantize, want.repo)
     if shelf.offline:
         raise ModelError(
             f"model {model!r} is not in the cache ({shelf.store(want.repo).folder}), and "
             f"HF_HUB_OFFLINE forbids to fetch it. Unset that, or copy the cache from where it was fetched."
         )
     try:
-        path = _fetch(shelf, want, report, verify)
+        listing = shelf.list(want.repo, want.revision or shelf.default_revision)
     except ModelError as error:
         if here is not None and not verify:
-            return Found(here, want.quantize, f"the copy in the cache is used: {error}")
+            note = f"the copy in the cache is used: {error}"
+            return Found(here, want.quantize, want.repo, note)
+        none = "there is no such directory here, and " if want.plain else ""
+        raise ModelError(f"model {model!r}: {none}{error}") from error
+    try:
+        path = _fetch(listing, shelf.store(want.repo), want, report, verify)
+    except ModelError as error:
         raise ModelError(f"model {model!r}: {error}") from error
-    return Found(path, want.quantize)
+    return Found(path, want.quantize, want.repo)
 
 
 def _local(model: str) -> Path | None:
@@ -184,21 +192,14 @@ def _here(shelf: Shelf, want: Wanted) -> Path | None:
     return None
 
 
-def _fetch(shelf: Shelf, want: Wanted, report: Report | None, verify: bool) -> Path:
+def _fetch(listing: Listing, store: Store, want: Wanted, report: Report | None, verify: bool) -> Path:
     from .download import Download
 
-    revision = want.revision or shelf.default_revision
-    try:
-        listing = shelf.list(want.repo, revision)
-    except ModelError as error:
-        raise ModelError(
-            f"there is no such directory here, and {error}" if want.plain else str(error)
-        ) from error
     files = {file.path: file for file in listing.files}
     choice = choose.choose(files, want.pick, want.repo)
     chosen = [files[name] for name in choice.files]
-    download = Download(listing.wire, shelf.store(want.repo), chosen, listing.snapshot)
-    folder = download.run(revision, report, verify=verify)
+    download = Download(listing.wire, store, chosen, listing.snapshot)
+    folder = download.run(listing.wire.revision, report, verify=verify)
     return folder if choice.gguf is None else folder / choice.gguf
 
 
@@ -213,14 +214,26 @@ class Kept(NamedTuple):
 
 def kept() -> list[Kept]:
     """Every model in the caches of both hubs that can be opened, one GGUF file at a time."""
+    kept = [(path, name(repo)) for name, shelf in _shelves() for repo, path in shelf.kept()]
+    return [model for path, name in kept for model in _models_in(path, name)]
+
+
+def unfinished() -> dict[str, int]:
+    """Repositories with files that are not whole, and how many bytes of them lie in the caches."""
+    found = dict[str, int]()
+    for name, shelf in _shelves():
+        for repo, folder in shelf.folders():
+            if size := sum(path.stat().st_size for path in folder.glob("blobs/*.incomplete")):
+                found[name(repo)] = size
+    return found
+
+
+def _shelves() -> Iterator[tuple[Callable[[str], str], Shelf]]:
+    """Every hub, and how its repositories are named here."""
     from .shelf import shelf_named
 
-    found = []
-    for prefix in ("hf", "modelscope"):
-        shelf = shelf_named(prefix)
-        for repo, folder in shelf.kept():
-            found += _models_in(folder, repo if prefix == "hf" else f"{prefix}:{repo}")
-    return found
+    yield str, shelf_named("hf")
+    yield "modelscope:{}".format, shelf_named("modelscope")
 
 
 def _models_in(folder: Path, name: str) -> list[Kept]:

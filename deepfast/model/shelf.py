@@ -54,6 +54,9 @@ class Shelf(Protocol):
     def list(self, repo: str, revision: str) -> Listing:
         """Ask the hub. Raises ModelError when it does not have it, or can not be reached."""
 
+    def folders(self) -> Iterator[tuple[str, Path]]:
+        """Every repository in the cache here, with its name."""
+
     def kept(self) -> Iterator[tuple[str, Path]]:
         """Every snapshot in the caches here, with the name of its repository."""
 
@@ -83,14 +86,14 @@ class HuggingFace:
 
     def list(self, repo: str, revision: str) -> Listing:
         """One request: the commit, and name, size and hash of every file."""
-        instead = "" if self.endpoint != _HF else ", or a mirror in HF_ENDPOINT"
+        mirror = " set HF_ENDPOINT to a mirror," if self.endpoint == _HF else ""
         wire = Wire(
             get_session(),
             "Hugging Face",
             self.endpoint,
             repo,
             revision,
-            f"Check the network or the proxy{instead}; or use modelscope:{repo}, or a directory.",
+            f"Check the network or the proxy,{mirror} try modelscope:{repo}, or give a directory.",
             "HF_TOKEN",
             "HF_HOME",
             build_hf_headers(library_name="deepfast"),
@@ -104,11 +107,15 @@ class HuggingFace:
         base = f"{self.endpoint}/{repo}/resolve/{commit}/"
         return Listing(wire, commit, _checked(wire, [_hf_file(entry, base) for entry in entries]))
 
+    def folders(self) -> Iterator[tuple[str, Path]]:
+        """As `store` names them."""
+        for path in sorted(self.cache.glob("models--*--*")):
+            yield path.name.removeprefix("models--").replace("--", "/", 1), path
+
     def kept(self) -> Iterator[tuple[str, Path]]:
         """Every snapshot of every model in the cache."""
-        for path in sorted(self.cache.glob("models--*/snapshots/*")):
-            if path.is_dir():
-                yield path.parent.parent.name.removeprefix("models--").replace("--", "/", 1), path
+        for repo, folder in self.folders():
+            yield from ((repo, path) for path in sorted(folder.glob("snapshots/*")) if path.is_dir())
 
 
 class ModelScope:
@@ -141,6 +148,11 @@ class ModelScope:
                     paths += [folder / name.replace(".", "___"), folder / name]
         yield from (path for path in paths if path.is_dir())
 
+    def folders(self) -> Iterator[tuple[str, Path]]:
+        """As `store` names them."""
+        for path in sorted(self.cache.glob("models/*--*")):
+            yield path.name.replace("--", "/", 1), path
+
     def list(self, repo: str, revision: str) -> Listing:
         """One request: name, size and SHA-256 of every file."""
         token = os.environ.get("MODELSCOPE_API_TOKEN")
@@ -150,7 +162,7 @@ class ModelScope:
             self.endpoint,
             repo,
             revision,
-            f"Check the network or the proxy; or use hf:{repo}, or a directory.",
+            f"Check the network or the proxy, try hf:{repo}, or give a directory.",
             "MODELSCOPE_API_TOKEN",
             "MODELSCOPE_CACHE",
             {"User-Agent": "deepfast", **({"Cookie": f"m_session_id={token}"} if token else {})},
@@ -166,9 +178,8 @@ class ModelScope:
 
     def kept(self) -> Iterator[tuple[str, Path]]:
         """Every snapshot, in the layouts of all versions."""
-        for path in sorted(self.cache.glob("models/*--*/snapshots/*")):
-            if path.is_dir():
-                yield path.parent.parent.name.replace("--", "/", 1), path
+        for repo, folder in self.folders():
+            yield from ((repo, path) for path in sorted(folder.glob("snapshots/*")) if path.is_dir())
         for root in self.older:
             for config in sorted([*root.glob("models/*/*/config.json"), *root.glob("*/*/config.json")]):
                 path = config.parent
