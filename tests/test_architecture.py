@@ -50,7 +50,7 @@ DOORS = {  # third-party module -> the only places it may be imported
     "httpx": {"client.py", "cli/batch.py"},
     "mcp": {"agent/mcp.py"},
     "huggingface_hub": {"model/shelf.py"},
-    "httpx2": {"model/wire.py"},
+    "httpx2": {"model/shelf.py", "model/wire.py"},
     "filelock": {"model/download.py"},
 }
 

@@ -202,6 +202,9 @@ def test_several_gguf_files_are_listed_and_none_is_guessed(hub: HubServer) -> No
     hub.add(GGUF, gguf_files("only.gguf"))
     assert hubs.find(GGUF, refresh=True).path.name == "only.gguf"
     assert not [a for a in hub.fetched() if "Q" in a.path]
+    hub.add(GGUF, QUANTS)
+    assert hubs.find(GGUF).path.name == "only.gguf"
+    assert "several GGUF files" in fails(GGUF, refresh=True)
 
 
 def test_parts_that_are_missing_are_noticed(hub: HubServer) -> None:
@@ -589,6 +592,35 @@ def test_a_token_stays_with_the_hub_it_is_for(hub: HubServer, monkeypatch: pytes
     assert tokens["api"] == "Bearer secret" and tokens["cdn"] is None
 
 
+@pytest.mark.parametrize(
+    ("prefix", "variable", "token"),
+    [
+        ("hf", "HF_TOKEN", "sécret"),
+        ("ms", "MODELSCOPE_API_TOKEN", "sécret"),
+        ("ms", "MODELSCOPE_API_TOKEN", "sec\nret"),
+    ],
+)
+def test_a_token_that_is_none_is_named_and_not_shown(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, prefix: str, variable: str, token: str
+) -> None:
+    hub.add(TINY, SMALL)
+    monkeypatch.setenv(variable, token)
+    text = fails(f"{prefix}:{TINY}")
+    assert variable in text and "ret" not in text.removeprefix("model")
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"])
+def test_a_proxy_that_makes_no_sense_is_named(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    huggingface_hub.close_session()
+    monkeypatch.setenv(variable, "gopher://nowhere")
+    assert variable in fails("hf:acme/tiny", UsageError)
+    monkeypatch.delenv(variable)
+    hub.add(TINY, SMALL)
+    assert hubs.find(TINY).path.is_dir()
+
+
 # Names
 
 
@@ -627,6 +659,12 @@ def test_what_is_no_name_is_refused_without_a_request(
     if model == "qwen3:":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert repr(model) in fails(model)
+    assert hub.log == []
+
+
+def test_a_path_object_is_never_a_name(hub: HubServer) -> None:
+    with pytest.raises(ModelError, match="'Qwen/Qwen3-0.6B' was not found"):
+        hubs.find(Path("Qwen/Qwen3-0.6B"))
     assert hub.log == []
 
 

@@ -65,14 +65,14 @@ class FetchBar:
             self._say(f"{at.file} arrived damaged and is fetched again")
         elif self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=at.done)
-        elif time.monotonic() - self.last >= LINE_SECONDS and at.done * 10 // at.total > self.tenths:
-            self.last, self.tenths = time.monotonic(), at.done * 10 // at.total
+        elif time.monotonic() - self.last >= LINE_SECONDS and at.done * 10 // (at.total or 1) > self.tenths:
+            self.last, self.tenths = time.monotonic(), at.done * 10 // (at.total or 1)
             note(f"{at.repo}: {self.tenths * 10} %, {here} of {all_of_it}")
 
     def _start(self, at: Fetching) -> None:
         self.fetched = True
         self.began = self.last = time.monotonic()
-        self.tenths = at.done * 10 // at.total if at.total else 0
+        self.tenths = at.done * 10 // (at.total or 1)
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn

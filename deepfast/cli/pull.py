@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..types import UsageError
 from .fetching import FetchBar
 from .show import size
 from .terminal import note
@@ -38,16 +38,9 @@ def pull(name: str, revision: str | None, endpoint: str | None, verify: bool, as
     """
     from ..model import hub
 
-    if revision is not None:
-        want = hub.wanted(name)
-        if want.revision not in (None, revision):
-            raise UsageError(
-                f"{name} says revision {want.revision}, --revision says {revision}. Drop one of them."
-            )
-        pick = f":{want.pick}" if want.pick else ""
-        name = f"{want.prefix}:{want.repo}@{revision}{pick}"
     with FetchBar() as bar:
-        found = hub.find(name, report=bar, endpoint=endpoint, refresh=True, verify=verify)
+        wish: dict[str, Any] = {"endpoint": endpoint, "revision": revision, "verify": verify}
+        found = hub.find(name, report=bar, refresh=True, **wish)
     if found.note:
         note(f"[{found.note}]")
     elif not bar.fetched:

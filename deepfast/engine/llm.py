@@ -61,7 +61,7 @@ class LLM:
         progress: Callable[[float], None] | None = None,
         fetching: Report | None = None,
     ) -> None:
-        found = hub.find(None if model is None else str(model), report=fetching)
+        found = hub.find(model, report=fetching)
         path, quantize = found.path, found.packing(quantize)
         began = time.monotonic()
         self.name = BUNDLED_NAME if model is None else str(model)

@@ -77,18 +77,20 @@ def resolve(model: str | None) -> Path:
 
 
 def find(
-    model: str | None,
+    model: str | Path | None,
     *,
     report: Report | None = None,
     endpoint: str | None = None,
+    revision: str | None = None,
     refresh: bool = False,
     verify: bool = False,
 ) -> Found:
     """Where `model` lies, fetched when it is on a hub and not here; None is the bundled model.
 
-    report: called in this thread while files come. endpoint: a mirror of the hub. refresh: ask the hub for
-    news even when it is here. verify: with refresh, compare the hash of every file that is here.
-    Raises ModelError, UsageError for an endpoint that is no address.
+    A Path is only ever a path. report: called in this thread while files come. endpoint: a mirror of the hub.
+    revision: as if it stood behind an @ in the name. refresh: ask the hub for news even when it is here.
+    verify: with refresh, compare the hash of every file that is here.
+    Raises ModelError, UsageError for an endpoint that is no address or a revision that makes no sense.
     """
     if model is None:
         if not (BUNDLED / "config.json").exists():
@@ -96,9 +98,14 @@ def find(
                 f"the bundled model is not in {BUNDLED}. Install again, or name a model directory."
             )
         return Found(BUNDLED)
+    only_here, model = isinstance(model, Path), str(model)
     if (path := _local(model)) is not None:
+        if revision is not None:
+            raise UsageError(f"{model} lies here, and has no revision {revision!r}. Leave that out.")
         return Found(path)
-    want = wanted(model)
+    if only_here:
+        raise ModelError(f"model {model!r} was not found. {_ACCEPTED}.")
+    want = _at(wanted(model), revision)
     from .shelf import shelf_named
 
     shelf = shelf_named(want.prefix, endpoint)
@@ -168,12 +175,26 @@ def wanted(model: str) -> Wanted:
         _REPO.fullmatch(repo) and "--" not in repo and ".." not in repo and len(marks) * 2 + 1 == len(pieces)
     )
     if revision is not None:
-        good = good and _REVISION.fullmatch(revision) and not set(revision.split("/")) & {"", ".", ".."}
+        good = good and _is_revision(revision)
     if not good or pick == "":
         raise ModelError(
             f"model {model!r} is no id of a hub: owner/name, perhaps @revision or :file. {_ACCEPTED}."
         )
     return Wanted(shelf, repo, revision, pick, None, named is None)
+
+
+def _at(want: Wanted, revision: str | None) -> Wanted:
+    if revision is None:
+        return want
+    if not _is_revision(revision):
+        raise UsageError(f"the revision {revision!r} is no branch, tag or commit. Correct it.")
+    if want.revision not in (None, revision):
+        raise UsageError(f"the name says revision {want.revision!r}, not {revision!r}. Drop one of them.")
+    return want._replace(revision=revision)
+
+
+def _is_revision(text: str) -> bool:
+    return bool(_REVISION.fullmatch(text)) and not set(text.split("/")) & {"", ".", ".."}
 
 
 def _usual_hub() -> str:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 from huggingface_hub import constants, get_session
@@ -21,6 +21,9 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from ..types import ModelError, UsageError
 from .download import RemoteFile, Store
 from .wire import Wire
+
+if TYPE_CHECKING:
+    import httpx2
 
 MAX_FILES = 20_000
 MAX_FILE = 1 << 44  # bytes
@@ -88,7 +91,7 @@ class HuggingFace:
         """One request: the commit, and name, size and hash of every file."""
         mirror = " set HF_ENDPOINT to a mirror," if self.endpoint == _HF else ""
         wire = Wire(
-            get_session(),
+            _client(),
             "Hugging Face",
             self.endpoint,
             repo,
@@ -157,7 +160,7 @@ class ModelScope:
         """One request: name, size and SHA-256 of every file."""
         token = os.environ.get("MODELSCOPE_API_TOKEN")
         wire = Wire(
-            get_session(),
+            _client(),
             "ModelScope",
             self.endpoint,
             repo,
@@ -185,6 +188,17 @@ class ModelScope:
                 path = config.parent
                 if not path.is_symlink() and "--" not in path.parent.name:
                     yield f"{path.parent.name}/{path.name.replace('___', '.')}", path
+
+
+def _client() -> httpx2.Client:
+    """The client of huggingface_hub, for both hubs. Raises UsageError when the environment forbids one."""
+    try:
+        return get_session()
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(
+            f"no connection can be made: {reason}. Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE."
+        ) from error
 
 
 def shelf_named(prefix: str, endpoint: str | None = None) -> Shelf:

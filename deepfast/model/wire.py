@@ -113,6 +113,10 @@ class Wire:
         try:
             request = self.client.build_request("GET", url, headers=headers, timeout=timeout)
             response = self.client.send(request, stream=True, follow_redirects=True)
+        except (httpx2.LocalProtocolError, UnicodeError) as error:  # its text may hold the token
+            raise ModelError(
+                f"the request to {self.host} can not be sent. What {self.token_variable} holds is no token."
+            ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._lost(error) from error
         try:
@@ -135,7 +139,13 @@ class Wire:
             return Passing(f"{self.host} did not answer within {CONNECT_S:g} s.")
         if isinstance(error, httpx2.TimeoutException):
             return Passing(f"{self.host} sent nothing for {READ_S:g} s.")
-        return Passing(f"{self.host} can not be reached ({_brief(error)}).")
+        reason = _brief(error)
+        if "CERTIFICATE" in reason:
+            return ModelError(
+                f"{self.host} can not be trusted ({reason}). Behind a proxy that opens connections, set "
+                "SSL_CERT_FILE to its certificate."
+            )
+        return Passing(f"{self.host} can not be reached ({reason}).")
 
     def _refused(self, response: httpx2.Response, what: str) -> Exception:
         """An answer that is none. Error codes: those that Hugging Face sends in `X-Error-Code`."""
