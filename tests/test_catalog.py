@@ -97,6 +97,7 @@ def test_contexts_modes_and_bases_of_the_variants() -> None:
             "qwen3:30b-a3b-instruct-2507",
             Variant("Qwen/Qwen3-30B-A3B-Instruct-2507", None, "q8"),
         ),
+        ("qwen2.5:1.5b", "qwen2.5:1.5b", Variant("Qwen/Qwen2.5-1.5B-Instruct-GGUF", "Q8_0")),
         ("qwen3:30b-q8_0", "qwen3:30b-a3b", Variant("Qwen/Qwen3-30B-A3B-GGUF", "Q8_0")),
         ("qwen2.5:7b-instruct-q4_K_M", "qwen2.5:7b", Variant("Qwen/Qwen2.5-7B-Instruct-GGUF", "Q4_K_M")),
         ("qwq", "qwq:32b", Variant("Qwen/QwQ-32B-GGUF", "Q4_K_M")),

@@ -73,7 +73,7 @@ def _available(as_json: bool) -> None:
     _table(("NAME", "PARAMETERS", *map(str.upper, FORMATS), "CONTEXT (YARN)", "MODES", "FITS HERE"), rows)
     note(
         f"\n{size(free)} of memory are free. FITS HERE: the largest format, and the context that fits."
-        "\nA name alone is about four bits (qwen3:0.6b and 1.7b: eight); more: qwen3:4b-q8, qwen3:4b-bf16."
+        "\nA name alone is about four bits (below 2 B: eight); more: qwen3:4b-q8, qwen3:4b-bf16."
         "\nqwen3 is qwen3:4b. All variants, repositories and licences: --json."
     )
 

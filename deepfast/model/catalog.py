@@ -30,6 +30,8 @@ DEFAULT_TAGS = {"qwen3": "4b", "qwq": "32b", "qwen2.5": "7b"}  # what a family i
 # models below it answer hard questions far worse. In 4 bits it is 2.5 GB to fetch and leaves a laptop usable.
 SHORT = {"30b": "30b-a3b", "235b": "235b-a22b"}  # as Ollama calls them, too
 
+SMALL = 2e9  # parameters: below, four bits cost too much, and eight are little to fetch
+
 Packing = Literal["q4", "q8"]
 QWEN3_GGUF = ("Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0")  # what the repository `...-GGUF` offers
 QWEN25_GGUF = ("Q2_K", "Q3_K_M", "Q4_0", *QWEN3_GGUF)
@@ -81,7 +83,7 @@ class Entry(NamedTuple):
         for label, format in ALIKE.items():
             found[format] = found.get(label.lower(), Variant(self.repo, None, format))
         found |= {"bf16": Variant(self.repo), **{suffix: Variant(repo) for suffix, repo in self.others}}
-        small = "Q4_K_M" not in self.gguf and "Q8_0" in self.gguf  # below 4B, four bits cost too much
+        small = self.parameters < SMALL
         return {"": found["q8" if small else "q4"], **found}
 
 
