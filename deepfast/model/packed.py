@@ -2,7 +2,8 @@
 
 In: an open Checkpoint, the CPU backend, q4 or q8, a directory that is not there yet. Out: that directory:
 config.json that says so, the small files as they were, and one safetensors file with a byte tensor for each
-weight of `stacks`, described in its metadata ("q4 1 x 4096 x 1024"), and a float32 tensor for each vector.
+weight of `stacks`, described in its metadata ("q4 1 x 4096 x 1024", or "q4_k/8 1 x 4096 x 1024" with the span
+of its scales), and a float32 tensor for each vector.
 The bytes are little-endian and the same for every instruction set. Does not know: how a panel looks.
 """
 
@@ -17,11 +18,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..backend.cpu import CpuBackend, Weight
-from ..backend.grouped import Layout
 from ..config import GROUP_SIZE, PACKED_LAYOUT
 from ..types import UsageError
 from .directory import INDEX, SINGLE, describe_packed
-from .load import Progress, load_tensors, model_stacks, stack_format
+from .load import Prepare, Progress, load_tensors, model_stacks, stack_format, stack_matrices
 from .safetensors import write_header
 from .weights import Checkpoint
 
@@ -49,10 +49,12 @@ def write_packed(
     format: Literal["q4", "q8"],
     out: Path,
     progress: Progress | None = None,
+    prepare: Prepare | None = None,
 ) -> int:
-    """Write the directory `out`, complete or not at all; returns the bytes of its weights."""
+    """Write the directory `out`, complete or not at all; returns the bytes of its weights. Each matrix passes
+    through `prepare` twice: to plan the file, and to be packed."""
     _check(checkpoint, out)
-    plan = _plan(checkpoint, backend, format)
+    plan = _plan(checkpoint, backend, format, prepare)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -69,7 +71,7 @@ def write_packed(
         quant = {"quant_method": "deepfast", "bits": int(format[1:]), "group_size": GROUP_SIZE}
         raw["quantization_config"] = {**quant, "layout": PACKED_LAYOUT}
         (part / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        _write_weights(part / SINGLE, plan, checkpoint, backend, format, progress)
+        _write_weights(part / SINGLE, plan, checkpoint, backend, format, progress, prepare)
         part.rename(out)  # over an empty directory, if there is one
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -86,17 +88,20 @@ def _check(checkpoint: Checkpoint, out: Path) -> None:
         raise UsageError(f"{out} is there already. Remove it, or name another directory.")
 
 
-def _plan(checkpoint: Checkpoint, backend: CpuBackend, format: Literal["q4", "q8"]) -> _Plan:
+def _plan(
+    checkpoint: Checkpoint, backend: CpuBackend, format: Literal["q4", "q8"], prepare: Prepare | None
+) -> _Plan:
     plan = _Plan([], [], {})
     for name, stack in model_stacks(checkpoint).items():
         if len(stack.shape) == 1:
             plan.vectors.append((name, "F32", stack.shape))
             continue
         rows, columns = stack.shape
-        chosen, experts = stack_format(checkpoint, name, stack, format), len(stack.experts)
-        size = backend.packed_bytes(chosen, experts, rows, columns)
+        parts, experts = stack_matrices(checkpoint, stack, prepare), len(stack.experts)
+        layout = backend.layout_of(parts, stack_format(name, parts, format))
+        size = backend.packed_bytes(layout, experts, rows, columns)
         plan.weights.append((name, "U8", (size,)))
-        plan.metadata[name] = describe_packed(Layout(chosen), experts, rows, columns)
+        plan.metadata[name] = describe_packed(layout, experts, rows, columns)
     return plan
 
 
@@ -107,12 +112,13 @@ def _write_weights(
     backend: CpuBackend,
     format: Literal["q4", "q8"],
     progress: Progress | None,
+    prepare: Prepare | None,
 ) -> None:
     """Header, weights as they are packed, vectors."""
     vectors, written = [], 0
     with path.open("wb") as file:
         write_header(file, [*plan.weights, *plan.vectors], plan.metadata)
-        for _, tensor in load_tensors(checkpoint, backend, format):
+        for _, tensor in load_tensors(checkpoint, backend, format, prepare=prepare):
             if not isinstance(tensor, Weight):
                 vectors.append(np.asarray(tensor))
                 continue
