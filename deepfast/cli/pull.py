@@ -44,7 +44,7 @@ def pull(name: str, revision: str | None, endpoint: str | None, verify: bool, as
     if found.note:
         note(f"[{found.note}]")
     elif not bar.fetched:
-        note("everything is here already")
+        note("everything is here already" + (", and right" if verify else ""))
     if as_json:
         facts = {"model": name, "path": str(found.path), "quantize": found.quantize}
         click.echo(json.dumps({**facts, "bytes": _bytes(found.path), "note": found.note or None}))
