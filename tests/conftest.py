@@ -44,6 +44,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from hub_server import hub_server
     from huggingface_hub import constants
 
+    from deepfast.model import wire
+
     for name in (
         "HF_TOKEN",
         "HUGGING_FACE_HUB_TOKEN",
@@ -54,6 +56,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(wire, "PAUSE_S", 0.0)  # nobody waits between two attempts
     with hub_server() as server:
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setenv("HF_ENDPOINT", server.url)

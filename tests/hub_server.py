@@ -14,9 +14,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import pytest
+
+from deepfast.model import hub
+from deepfast.types import DeepfastError, ModelError
+
+TINY, GGUF, BIG = "acme/tiny", "acme/tiny-GGUF", "acme/big-GGUF"
+MIB = 1 << 20
+BIG_FILE = bytes(range(251)) * (3 * MIB // 251 + 1)  # no power of two is a period of it
+SMALL = {
+    "config.json": b'{"architectures": ["Qwen3ForCausalLM"]}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"\1" * 20_000,
+}
 LARGE = 10_000  # bytes; from there on a file is stored aside, with its SHA-256
 LARGE_NAMES = (".safetensors", ".gguf", ".bin")
 
@@ -112,9 +126,9 @@ class Handler(BaseHTTPRequestHandler):
         path, query = unquote(parts.path), {k: v[0] for k, v in parse_qs(parts.query).items()}
         sent = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0]
         first = int(sent)
-        hub = self.server
-        hub.log.append(Asked(self.command, self.path, first, self.headers.get("Authorization")))
-        for ending, body in hub.raw.items():
+        server = self.server
+        server.log.append(Asked(self.command, self.path, first, self.headers.get("Authorization")))
+        for ending, body in server.raw.items():
             if path.endswith(ending):
                 return self._send(200, body)
         if (fault := self._fault(path, query)) and fault.status is not None:
@@ -127,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         if words[:3] == ["api", "v1", "models"]:
             return self._modelscope(words[3:], query)
         if words[0] == "cdn":
-            data = hub.repos["/".join(words[1:3])]["/".join(words[3:])]
+            data = server.repos["/".join(words[1:3])]["/".join(words[3:])]
             return self._content(data, first, fault)
         if len(words) > 4 and words[2] == "resolve":
             return self._resolve("/".join(words[:2]), "/".join(words[4:]), first, fault)
@@ -265,3 +279,17 @@ def hub_server() -> Iterator[HubServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def fails(model: str, kind: type[DeepfastError] = ModelError, **more: Any) -> str:
+    """The message of the error, which must be one line that ends as a sentence."""
+    with pytest.raises(kind) as caught:
+        hub.find(model, **more)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    return str(caught.value)
+
+
+def same(folder: Path, files: Mapping[str, bytes]) -> None:
+    """The folder holds these files, and nothing else."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert found == files

@@ -23,7 +23,6 @@ from hub_server import Fault, HubServer
 from deepfast import LLM, SamplingParams
 from deepfast.cli import list as listing
 from deepfast.cli.main import cli
-from deepfast.model import wire
 from deepfast.model.catalog import CATALOG
 
 TINY = "acme/tiny"
@@ -83,7 +82,6 @@ def test_a_revision_is_named_once(tiny: HubServer) -> None:
 
 def test_an_endpoint_may_be_named(tiny: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(wire, "PAUSE_S", 0.0)
     failed = call("pull", TINY)
     assert failed.exit_code == 1 and "127.0.0.1:9" in failed.stderr and failed.stderr.count("\n") == 1
     assert call("pull", TINY, "--endpoint", tiny.url).exit_code == 0
@@ -153,7 +151,6 @@ def test_list_shows_what_is_here(tiny: HubServer, monkeypatch: pytest.MonkeyPatc
     tiny.add("acme/tiny-GGUF", {"tiny-Q4_K_M.gguf": b"GGUF" * 1000, "tiny-Q8_0.gguf": b"GGUF" * 9000})
     for name in (TINY, f"ms:{TINY}", "acme/tiny-GGUF:Q4_K_M"):
         assert call("pull", name).exit_code == 0
-    monkeypatch.setattr(wire, "PAUSE_S", 0.0)
     tiny.faults = {
         "tiny-Q8_0.gguf": Fault(cut=500),
         "cdn/acme/tiny-GGUF/tiny-Q8_0.gguf": Fault(99, status=500),

@@ -61,7 +61,8 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
     multiple=True,
     metavar="[NAME=]MODEL",
     help="A model, as for `deepfast run`, and the name by which clients ask for it. Several may be given; "
-    f"the first one answers where none is named. Default: {ENV_MODEL}, or the model that comes with Deepfast.",
+    "the first one answers where none is named. "
+    f"Default: {ENV_MODEL}, or the model that comes with Deepfast.",
 )
 @tuning_options
 @click.option(
