@@ -238,6 +238,12 @@ def test_a_long_pause_is_said_and_not_sat_out(hub: HubServer) -> None:
     assert time.monotonic() - began < 5 and len(hub.log) == 1
 
 
+def test_the_limit_of_hugging_face_is_understood(hub: HubServer) -> None:
+    hub.add(TINY, SMALL)
+    hub.faults["main"] = Fault(times=99, status=429, headers={"RateLimit": '"api";r=0;t=255'})
+    assert "pause for 255 s" in fails(TINY) and len(hub.log) == 1
+
+
 def test_a_silent_server_is_given_up(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "READ_S", 0.05)
     monkeypatch.setattr(download, "RETRIES", 1)
@@ -256,6 +262,12 @@ def test_a_model_that_is_not_there_gated_or_private(hub: HubServer, monkeypatch:
     assert "acme/none is not on ModelScope" in fails("modelscope:acme/none")
     assert "no revision 'v7'" in fails(f"{TINY}@v7")
     assert "at revision 'v7'" in fails(f"modelscope:{TINY}@v7")
+    hub.raw["/repo/files"] = b'{"Code": 404, "Success": false, "Data": {"Files": null}}'
+    assert f"{TINY} is not on ModelScope" in fails(f"modelscope:{TINY}")
+    monkeypatch.setenv("HF_TOKEN", "bad")
+    assert "token is not accepted" in fails("hf:acme/none")
+    monkeypatch.delenv("HF_TOKEN")
+    hub.log.clear()
     hub.gated.add(TINY)
     text = fails(TINY)
     assert "gated" in text and f"{hub.url}/{TINY}" in text and "HF_TOKEN" in text

@@ -244,7 +244,8 @@ def unfinished() -> dict[str, int]:
     found = dict[str, int]()
     for name, shelf in _shelves():
         for repo, folder in shelf.folders():
-            if size := sum(path.stat().st_size for path in folder.glob("blobs/*.incomplete")):
+            parts = [path for path in folder.glob("blobs/*.incomplete") if "." not in path.stem]  # not theirs
+            if size := sum(path.stat().st_size for path in parts):
                 found[name(repo)] = size
     return found
 

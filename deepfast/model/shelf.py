@@ -174,6 +174,8 @@ class ModelScope:
         raw = wire.json(f"{base}/files?{urlencode({'Revision': revision, 'Recursive': 'true'})}")
         data = raw.get("Data") if isinstance(raw, dict) else None
         entries = data.get("Files") if isinstance(data, dict) else None
+        if isinstance(raw, dict) and raw.get("Success") is False:
+            raise wire.absent(f"{wire.host} says no")
         if not isinstance(entries, list):
             raise _strange(wire)
         found = [_modelscope_file(entry, base, revision) for entry in entries]

@@ -162,15 +162,22 @@ class Wire:
         if code == "EntryNotFound" or (status in (404, 410) and what != self.repo):
             return ModelError(f"{self.repo} lists {what}, but {self.host} does not have it. Try again later.")
         if status in (401, 403, 404, 410):
-            at = "" if self.revision in ("main", "master") else f" at revision {self.revision!r}"
-            return ModelError(
-                f"{self.repo}{at} is not on {self.title} ({self.host} says {status}), or it is private. "
-                f"Check the spelling; for a private one set {self.token_variable} to a token that reads it."
-            )
+            return self.absent(f"{self.host} says {status}")
         return ModelError(f"{self.host} answers {status} to the request for {what}. {self.elsewhere}")
 
+    def absent(self, reason: str) -> ModelError:
+        """There is no such repository, as far as this user can see."""
+        at = "" if self.revision in ("main", "master") else f" at revision {self.revision!r}"
+        with_token = any(name.lower() in ("authorization", "cookie") for name in self.headers)
+        private = "it is private, or the token is not accepted" if with_token else "it is private"
+        return ModelError(
+            f"{self.repo}{at} is not on {self.title} ({reason}), or {private}. "
+            f"Check the spelling; for a private one set {self.token_variable} to a token that reads it."
+        )
+
     def _later(self, response: httpx2.Response) -> Passing:
-        text = response.headers.get("retry-after", "")
+        limit = re.search(r"\bt=(\d+)", response.headers.get("ratelimit", ""))  # as Hugging Face says it
+        text = response.headers.get("retry-after", limit[1] if limit and response.status_code == 429 else "")
         after = float(text) if text.isdecimal() and len(text) < 9 else None
         if response.status_code != 429:
             return Passing(f"{self.host} answers {response.status_code}: it has trouble now.", after)
