@@ -145,7 +145,7 @@ def test_python_users_are_told_what_is_fetched(tiny: HubServer) -> None:
     assert all(a.done <= b.done for a, b in zip(events, events[1:], strict=False))
 
 
-def test_list_shows_what_is_here(tiny: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_shows_what_is_here(tiny: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = call("list")
     assert (empty.exit_code, empty.stdout) == (0, "") and "deepfast pull" in empty.stderr
     tiny.add("acme/tiny-GGUF", {"tiny-Q4_K_M.gguf": b"GGUF" * 1000, "tiny-Q8_0.gguf": b"GGUF" * 9000})
@@ -156,6 +156,8 @@ def test_list_shows_what_is_here(tiny: HubServer, monkeypatch: pytest.MonkeyPatc
         "cdn/acme/tiny-GGUF/tiny-Q8_0.gguf": Fault(99, status=500),
     }
     assert call("pull", "acme/tiny-GGUF:Q8_0").exit_code == 1
+    (blobs,) = tmp_path.glob("hf/hub/models--acme--tiny-GGUF/blobs")
+    (blobs / "abc.0123abcd.incomplete").write_bytes(b"of huggingface_hub, which begins again")
     done = call("list")
     assert "acme/tiny-GGUF is not whole, 500 B" in done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()]
