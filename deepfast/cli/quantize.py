@@ -40,10 +40,10 @@ def quantize(model: str | None, format: Literal["q4", "q8"], out: Path | None, t
     from ..model.weights import Checkpoint
 
     found = locate(model)
-    path = found.path.resolve()
+    path = found.path.resolve()  # for its name; a cache's links are opened as they are named
     name = BUNDLED_NAME if model is None else found.repo.rpartition("/")[2]  # no place to write beside it
     target = out or (Path(f"{name}-{format}") if name else path.with_name(f"{path.name}-{format}"))
     with LoadBar("packing the weights") as bar:
-        count = write_packed(Checkpoint.open(path), CpuBackend(threads), format, target, bar)
+        count = write_packed(Checkpoint.open(found.path), CpuBackend(threads), format, target, bar)
     click.echo(str(target))
     note(f"{size(count)} of weights in {format}")
