@@ -31,6 +31,10 @@ ENV_MODEL = "DEEPFAST_MODEL"  # the model when none is named
 ENV_THREADS = "DEEPFAST_THREADS"  # worker threads of the native core
 ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by the native core)
 ENV_API_KEYS = "DEEPFAST_API_KEYS"  # keys that clients of the server may use, with commas between them
+ENV_HUB = "DEEPFAST_HUB"  # where names without a prefix are looked up: hf | modelscope
+# The hubs' own, which model/shelf.py reads as their libraries do: HF_ENDPOINT, HF_TOKEN, HF_HOME,
+# HF_HUB_CACHE, HF_HUB_OFFLINE; MODELSCOPE_ENDPOINT, MODELSCOPE_DOMAIN, MODELSCOPE_CACHE,
+# MODELSCOPE_API_TOKEN. The way there, for httpx2: HTTPS_PROXY, HTTP_PROXY, NO_PROXY, SSL_CERT_FILE.
 
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
 KVFormat = Literal["f32", "f16", "q8"]
