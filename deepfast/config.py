@@ -31,6 +31,10 @@ ENV_MODEL = "DEEPFAST_MODEL"  # the model when none is named
 ENV_THREADS = "DEEPFAST_THREADS"  # worker threads of the native core
 ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by the native core)
 ENV_API_KEYS = "DEEPFAST_API_KEYS"  # keys that clients of the server may use, with commas between them
+ENV_HUB = "DEEPFAST_HUB"  # where names without a prefix are looked up: hf | modelscope
+# The hubs' own, which model/shelf.py reads as their libraries do: HF_ENDPOINT, HF_TOKEN, HF_HOME,
+# HF_HUB_CACHE, HF_HUB_OFFLINE; MODELSCOPE_ENDPOINT, MODELSCOPE_DOMAIN, MODELSCOPE_CACHE,
+# MODELSCOPE_API_TOKEN. The way there, for httpx2: HTTPS_PROXY, HTTP_PROXY, NO_PROXY, SSL_CERT_FILE.
 
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
 KVFormat = Literal["f32", "f16", "q8"]
@@ -83,6 +87,7 @@ class ModelConfig:
     rope_theta: float
     yarn: Yarn | None = None
     llama3: Llama3Rope | None = None
+    rope_factors: tuple[float, ...] = ()  # [head_dim / 2] that divide the angles (Llama 3.1); empty: all 1
     window: int = 0  # a sliding window that is as long as the context, or none
     qkv_bias: bool = False
     output_bias: bool = False
@@ -103,6 +108,8 @@ class ModelConfig:
     def inverse_frequencies(self) -> list[float]:
         """RoPE angle per position for each pair of dimensions, [head_dim / 2]."""
         plain = [self.rope_theta ** (-2.0 * j / self.head_dim) for j in range(self.head_dim // 2)]
+        if self.rope_factors:
+            plain = [f / factor for f, factor in zip(plain, self.rope_factors, strict=True)]
         if self.llama3 is not None:
             return self.llama3.frequencies(plain)
         return plain if self.yarn is None else self.yarn.frequencies(plain, self.rope_theta)

@@ -127,6 +127,7 @@ class ScriptedLLM:
         quantize: str | None = None,
         config: Any = None,
         progress: Callable[[float], None] | None = None,
+        fetching: Callable[[Any], None] | None = None,
     ) -> None:
         if model == "nowhere":
             raise ModelError("model 'nowhere' is not a directory. Give the path of a checkpoint.")

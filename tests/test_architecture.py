@@ -50,7 +50,9 @@ DOORS = {  # third-party module -> the only places it may be imported
     "nh3": {"server/render.py"},
     "httpx": {"client.py", "cli/batch.py"},
     "mcp": {"agent/mcp.py"},
-    "huggingface_hub": {"model/hub.py"},
+    "huggingface_hub": {"model/shelf.py"},
+    "httpx2": {"model/shelf.py", "model/wire.py"},
+    "filelock": {"model/download.py"},
 }
 
 

@@ -20,6 +20,7 @@ import click
 
 from ..config import BLOCK_SIZE, EngineConfig, ModelConfig, WeightFormat, kv_bytes_per_token, with_yarn
 from ..types import SamplingParams, UsageError
+from .fetching import locate
 from .options import engine_config, engine_options, open_llm
 from .show import idle_expert_parameters
 from .terminal import note
@@ -54,10 +55,9 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     from ..backend.cpu import CpuBackend
     from ..backend.machine import available_cpus
     from ..backend.probe import int8_peak, read_bandwidth
-    from ..model import hub
     from ..model.weights import Checkpoint
 
-    checkpoint = Checkpoint.open(hub.resolve(options["model"]))
+    checkpoint = Checkpoint.open(locate(options["model"]).path)
     asked, stored = engine_config(options), checkpoint.stored
     config = with_yarn(checkpoint.config, asked.yarn)
     context = min(asked.max_context or config.max_positions, config.max_positions)

@@ -7,14 +7,14 @@ open; or a refusal with the numbers and a way out. Does not know: how weights ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..backend.machine import available_cpus
 from ..config import EngineConfig, ModelConfig, WeightFormat, kv_bytes_per_token
-from ..model import hub
 from ..model.shapes import weight_bytes
 from ..model.weights import Checkpoint
 from ..types import UsageError
+from .fetching import locate
 from .show import size
 
 
@@ -38,14 +38,15 @@ class Need(NamedTuple):
 
 
 def plan(
-    models: Mapping[str, str | None], format: WeightFormat | None, settings: EngineConfig, free: int
+    models: Mapping[str, str | None], format: Literal["q8", "q4"] | None, settings: EngineConfig, free: int
 ) -> list[Need]:
     """What these models (name -> path) need together. Raises ModelError for files that are missing,
     UsageError when they need more than `free` bytes."""
     configs = dict[str, tuple[ModelConfig, WeightFormat, int]]()
     for name, model in models.items():
-        checkpoint = Checkpoint.open(hub.resolve(model))
-        chosen = checkpoint.stored if checkpoint.config.packed or format is None else format
+        found = locate(model)
+        checkpoint, wanted = Checkpoint.open(found.path), found.packing(format)
+        chosen = checkpoint.stored if checkpoint.config.packed or wanted is None else wanted
         configs[name] = checkpoint.config, chosen, weight_bytes(checkpoint.config, chosen)
     left = free - sum(weights for _, _, weights in configs.values())
     needs = []

@@ -19,6 +19,7 @@ import click
 
 from ..config import ENV_MODEL, EngineConfig, KVFormat
 from ..types import ControlError, Grammar, Mode, SamplingParams, Thinking, UsageError
+from .fetching import FetchBar
 from .terminal import note
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def _add(command: Command, *options: Callable[[Command], Command]) -> Command:
 
 def model_option(command: Command) -> Command:
     """-m / --model, alone."""
-    text = "A directory with a Hugging Face checkpoint, or what `deepfast quantize` made of one. "
-    text += "Left out: the model that comes with Deepfast."
+    text = "A directory or .gguf file, a name (qwen3:4b, see `deepfast list --available`) or an id of a hub "
+    text += "(Qwen/Qwen3-4B). Left out: the model that comes with Deepfast."
     option = click.option("-m", "--model", envvar=ENV_MODEL, show_envvar=True, metavar="MODEL", help=text)
     return option(command)
 
@@ -198,8 +199,9 @@ def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
     from .. import LLM
 
     model, format = options["model"], options["quantize"]
-    with LoadBar("loading the model") as bar:
-        llm = LLM(model, quantize=format, config=config or engine_config(options), progress=bar)
+    settings = config or engine_config(options)
+    with FetchBar() as fetching, LoadBar("loading the model") as bar:
+        llm = LLM(model, quantize=format, config=settings, progress=bar, fetching=fetching)
     for text in llm.notes:
         note(f"[{text}]")
     if model is not None and format is not None and llm.load_seconds > LONG_SECONDS:

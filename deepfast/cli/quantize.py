@@ -12,6 +12,7 @@ from typing import Literal
 import click
 
 from ..config import BUNDLED_NAME
+from .fetching import locate
 from .options import LoadBar, positive
 from .show import size
 from .terminal import note
@@ -35,15 +36,14 @@ def quantize(model: str | None, format: Literal["q4", "q8"], out: Path | None, t
     programs share one copy of it. It is a packed form for Deepfast alone; keep the original.
     """
     from ..backend.cpu import CpuBackend
-    from ..model import hub
     from ..model.packed import write_packed
     from ..model.weights import Checkpoint
 
-    path = hub.resolve(model).resolve()
-    target = out or (
-        Path(f"{BUNDLED_NAME}-{format}") if model is None else path.with_name(f"{path.name}-{format}")
-    )
+    found = locate(model)
+    path = found.path.resolve()  # for its name; a cache's links are opened as they are named
+    name = BUNDLED_NAME if model is None else found.repo.rpartition("/")[2]  # no place to write beside it
+    target = out or (Path(f"{name}-{format}") if name else path.with_name(f"{path.name}-{format}"))
     with LoadBar("packing the weights") as bar:
-        count = write_packed(Checkpoint.open(path), CpuBackend(threads), format, target, bar)
+        count = write_packed(Checkpoint.open(found.path), CpuBackend(threads), format, target, bar)
     click.echo(str(target))
     note(f"{size(count)} of weights in {format}")

@@ -60,8 +60,9 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
     *("-m", "--model", "models"),
     multiple=True,
     metavar="[NAME=]MODEL",
-    help="A model directory, and the name by which clients ask for it. Several may be given; the first one "
-    f"answers where none is named. Default: {ENV_MODEL}, or the model that comes with Deepfast.",
+    help="A model, as for `deepfast run`, and the name by which clients ask for it. Several may be given; "
+    "the first one answers where none is named. "
+    f"Default: {ENV_MODEL}, or the model that comes with Deepfast.",
 )
 @tuning_options
 @click.option(

@@ -13,7 +13,7 @@ import weakref
 from collections import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..backend.base import Backend
 from ..backend.cpu import CpuBackend
@@ -37,15 +37,20 @@ from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Sequence
 
+if TYPE_CHECKING:
+    from ..model.download import Report
+
 Stream = TypeVar("Stream", ChatStream, AsyncChatStream)
 
 
 class LLM:
     """A loaded model with its engine. Thread-safe: any number of threads may chat at once and share batches.
 
-    model: None (the bundled model) or a directory in Hugging Face format, also one that `deepfast quantize`
-    made. quantize: pack the weights as "q8" or "q4" while loading; None keeps them as stored. Raises
-    ModelError when the model cannot be loaded.
+    model: None (the bundled model), a directory in Hugging Face format, also one that `deepfast quantize`
+    made, a .gguf file, or a name that model/hub.py explains, which is fetched when it is not here.
+    quantize: pack the weights as "q8" or "q4" while loading; None keeps them as stored, or as the name says.
+    progress: called with the loaded fraction; fetching: with what is fetched before that.
+    Raises ModelError when the model cannot be had or loaded.
     """
 
     def __init__(
@@ -55,9 +60,11 @@ class LLM:
         quantize: Literal["q8", "q4"] | None = None,
         config: EngineConfig | None = None,
         progress: Callable[[float], None] | None = None,
+        fetching: Report | None = None,
     ) -> None:
+        found = hub.find(model, report=fetching)
+        path, quantize = found.path, found.packing(quantize)
         began = time.monotonic()
-        path = hub.resolve(None if model is None else str(model))
         self.name = BUNDLED_NAME if model is None else str(model)
         settings = config or EngineConfig()
         checkpoint = Checkpoint.open(path)
