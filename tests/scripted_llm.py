@@ -132,7 +132,7 @@ class ScriptedLLM:
         if model == "nowhere":
             raise ModelError("model 'nowhere' is not a directory. Give the path of a checkpoint.")
         self.name, self.load_seconds = model or "scripted", 0.25
-        self.quantize, self.engine_config = quantize, config
+        self.quantize, self.engine_config, self.notes = quantize, config, ()
         self.calls: list[tuple[list[Message], SamplingParams, Thinking]] = []
         self.closed = False
         type(self).last = self

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "deepfast"
 MAY_IMPORT = {  # unit -> the other units it may import; cli and __init__ wire things up and are exempt
     "types": set(),
-    "config": {"types"},
+    "hf_config": {"types"},
+    "config": {"types", "hf_config"},
     "text": {"types"},
     "thinking": {"types", "config"},
     "client_body": {"types"},

@@ -62,6 +62,9 @@ def tuning_options(command: Command) -> Command:
         click.option("--quantize", type=click.Choice(["q8", "q4"]), help="Quantise weights while loading."),
         click.option("--threads", type=positive, metavar="N", help="Worker threads. Default: one per core."),
         click.option("--context", type=positive, metavar="N", help="Positions a conversation may have."),
+        click.option(
+            "--yarn", type=float, metavar="FACTOR", help="Extend the model's context so many times; 1: never."
+        ),
         click.option("--kv", type=click.Choice(get_args(KVFormat)), help="Number format of the KV cache."),
     )
 
@@ -186,7 +189,8 @@ def spelled(name: str) -> str:
 
 def engine_config(options: Options, **more: Any) -> EngineConfig:
     """The engine settings that were given, over the library's defaults; more: those of one command alone."""
-    given = {"threads": options["threads"], "max_context": options["context"], "kv": options["kv"], **more}
+    given = {"threads": options["threads"], "max_context": options["context"], "kv": options["kv"]}
+    given |= {"yarn": options["yarn"], **more}
     return EngineConfig(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -198,6 +202,8 @@ def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
     settings = config or engine_config(options)
     with FetchBar() as fetching, LoadBar("loading the model") as bar:
         llm = LLM(model, quantize=format, config=settings, progress=bar, fetching=fetching)
+    for text in llm.notes:
+        note(f"[{text}]")
     if model is not None and format is not None and llm.load_seconds > LONG_SECONDS:
         packing = f"quantising took {llm.load_seconds:.0f} s; once and for all:"
         note(f"[{packing} deepfast quantize {shlex.quote(model)} --to {format}]")

@@ -285,6 +285,8 @@ def _load(
         with LoadBar(f"loading {need.name}") as bar:
             model, format = models[need.name], options["quantize"]
             loaded[need.name] = LLM(model, quantize=format, config=need.settings, progress=bar)
+        for text in loaded[need.name].notes:
+            log.say("warning", f"{need.name}: {text}")
     return loaded
 
 

@@ -19,9 +19,10 @@ from ..backend.base import Backend
 from ..backend.cpu import CpuBackend
 from ..backend.machine import available_cpus, free_memory
 from ..backend.reference import ReferenceBackend
-from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig
+from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig, with_yarn
 from ..model import hub
 from ..model.decoder import Decoder
+from ..model.rounding import conversion_notes
 from ..model.weights import Checkpoint
 from ..text.messages import Messages
 from ..text.template import ChatTemplate, Tools
@@ -68,11 +69,13 @@ class LLM:
         settings = config or EngineConfig()
         checkpoint = Checkpoint.open(path)
         self.tokenizer = Tokenizer.of(checkpoint.text)
-        self.config = checkpoint.config
+        self.config = checkpoint.config = with_yarn(checkpoint.config, settings.yarn)
         # Settings are checked before minutes of loading; memory is looked at again after it.
         threads = settings.resolve(self.config, free_memory(), available_cpus()).threads
         backend: Backend = ReferenceBackend() if settings.backend == "reference" else CpuBackend(threads or 1)
         decoder = Decoder.load(checkpoint, backend, quantize, progress)
+        self.notes = (*self.config.notes, *checkpoint.text.notes)  # what a person should know
+        self.notes += conversion_notes(checkpoint) if quantize is None else ()
         free = max(free_memory() - checkpoint.mapped_bytes, 0)  # what is mapped should stay in memory
         settings = settings.resolve(self.config, free, available_cpus())
         assert settings.max_context is not None and settings.max_kv_tokens is not None
