@@ -146,7 +146,7 @@ def with_yarn(model: ModelConfig, factor: float | None) -> ModelConfig:
         raise UsageError(f"yarn={factor:g} is no factor. Give one from 1 (off) to {YARN_LIMIT:g}.")
     if factor == 1:
         return model if model.yarn is None else replace(model, yarn=None, max_positions=native, notes=())
-    if model.llama3 is not None:
+    if model.llama3 is not None or model.rope_factors:
         raise UsageError("yarn cannot extend a model with Llama 3's own extension. Leave it out.")
     yarn = replace(model.yarn or Yarn(factor, native), factor=factor, attention_factor=None)
     least = native if model.yarn is not None else model.max_positions
@@ -296,7 +296,7 @@ class EngineConfig:
             factor = enough_yarn(model, context)
             more = (
                 ""
-                if factor > YARN_LIMIT or model.llama3 or model.window
+                if factor > YARN_LIMIT or model.llama3 or model.rope_factors or model.window
                 else (f", or extend them with YaRN, which may hurt short texts: --yarn {factor:g}")
             )
             raise UsageError(

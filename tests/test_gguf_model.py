@@ -11,11 +11,11 @@ from checkpoints import YARN
 from gguf_files import ARCHITECTURES, Kind, wide, write_model
 
 from deepfast.backend.reference import ReferenceBackend
-from deepfast.config import ModelConfig
+from deepfast.config import ModelConfig, with_yarn
 from deepfast.model.decoder import Decoder
 from deepfast.model.gguf_model import open_gguf, stored_rows
 from deepfast.model.weights import Checkpoint
-from deepfast.types import ModelError
+from deepfast.types import ModelError, UsageError
 
 SMALL = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "moe_intermediate_size": 32}
 SMALL |= {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -118,6 +118,8 @@ def test_factors_of_llama_3_divide_the_frequencies(tmp_path):
     got = np.array(checkpoint.config.inverse_frequencies())
     np.testing.assert_allclose(got, plain / factors, rtol=1e-6)
     Decoder.load(checkpoint, ReferenceBackend())  # the tensor is used: none is left over
+    with pytest.raises(UsageError, match="Llama 3's own extension"):
+        with_yarn(checkpoint.config, 2.0)
     for bad in (np.ones(15), np.zeros(16), np.full(16, np.nan)):
         write_model(path, "LlamaForCausalLM", rope_factors=bad, **SMALL)
         with pytest.raises(ModelError, match="rope_freqs.weight holds"):
