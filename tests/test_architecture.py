@@ -21,7 +21,7 @@ MAY_IMPORT = {  # unit -> the other units it may import; cli and __init__ wire t
     "client": {"types", "client_body", "client_reply"},
     "agent": {"types"},
     "backend": {"types", "config"},
-    "model": {"types", "config", "backend"},
+    "model": {"types", "config", "text", "backend"},
     "engine": {"types", "config", "text", "thinking", "backend", "model"},
     "server": {"types", "config", "thinking", "engine"},
     "eval": {"types", "agent"},

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from text_fixtures import qwen
 
 from deepfast.config import ANSWER_RESERVE, MAX_WAITS
+from deepfast.text.files import TextFiles
 from deepfast.thinking.budget import Budget, Texts
 from deepfast.thinking.sentences import CLOSE, TABLE, Sentences, language_of
 from deepfast.types import ContextError, ControlError, ModelError, UsageError
@@ -292,10 +293,10 @@ def test_any_text_has_a_language_of_the_table(text):
 
 def test_a_model_may_bring_its_own_sentences(tmp_path):
     """What its file does not list is English, not our table."""
-    assert Sentences.from_dir(tmp_path).stop("zh") == Sentences().stop("zh")
+    assert Sentences.of(TextFiles.from_dir(tmp_path).thinking).stop("zh") == Sentences().stop("zh")
     own = {"stop": {"en": "Enough.", "de": "Genug."}, "wait": {"en": "Hold on", "de": "Halt"}}
     (tmp_path / "thinking.json").write_text(json.dumps(own), encoding="utf-8")
-    sentences = Sentences.from_dir(tmp_path)
+    sentences = Sentences.of(TextFiles.from_dir(tmp_path).thinking)
     assert sentences.stop("de") == "\n\nGenug.\n</think>\n\n"
     assert sentences.stop("zh") == sentences.stop() == "\n\nEnough.\n</think>\n\n"
     assert sentences.wait("zh") == "\nHold on"
@@ -306,7 +307,7 @@ def test_a_model_may_bring_its_own_sentences(tmp_path):
     [
         ("{", "can not be read"),
         ("[" * 100_000, "can not be read"),
-        ("null", "expected an object"),
+        ("null", "expected a JSON object"),
         ('{"stop": {"en": "a"}}', "expected an object"),
         ('{"stop": {"en": "a"}, "wait": {"en": "b"}, "more": {}}', "no others"),
         ('{"stop": {"de": "a"}, "wait": {"en": "b"}}', '"stop" must map'),
@@ -321,6 +322,6 @@ def test_a_damaged_file_of_sentences_is_a_model_error_in_one_line(tmp_path, cont
     """It names the file."""
     (tmp_path / "thinking.json").write_text(content, encoding="utf-8")
     with pytest.raises(ModelError, match=words) as caught:
-        Sentences.from_dir(tmp_path)
+        Sentences.of(TextFiles.from_dir(tmp_path).thinking)
     assert "thinking.json" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -7,8 +7,7 @@ length, files, sampling defaults; as text or, with --json, one object. Does not 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -24,6 +23,9 @@ from ..config import (
 from ..types import ModelError, as_dict
 from .options import model_option
 from .terminal import note
+
+if TYPE_CHECKING:
+    from ..text.files import TextFiles
 
 CONTEXTS = (1024, 4096, 16384, 32768, 131072)
 SHAPES = {  # the field of ModelConfig -> what people call it
@@ -69,7 +71,7 @@ def describe(model: str | None) -> dict[str, Any]:
         "architecture": config.architecture,
         "shapes": {field: getattr(config, field) for field in SHAPES if getattr(config, field)},
         "parameters": {"total": total, "active": total - idle_expert_parameters(config, 1)},
-        "modes": _modes(path),
+        "modes": _modes(checkpoint.text),
         "context": config.max_positions,
         "yarn_factor": config.yarn.factor if config.yarn else None,
         "stored": checkpoint.stored,
@@ -88,12 +90,12 @@ def idle_expert_parameters(config: ModelConfig, batch: int) -> int:
     return len(config.sparse_layers) * idle * 3 * config.hidden_size * config.moe_intermediate_size
 
 
-def _modes(path: Path) -> list[str]:
+def _modes(text: TextFiles) -> list[str]:
     from ..text.template import ChatTemplate
     from ..text.tokenizer import Tokenizer
 
     try:
-        kind = ChatTemplate.from_dir(path, Tokenizer.from_dir(path)).modes.kind
+        kind = ChatTemplate.of(text, Tokenizer.of(text)).modes.kind
     except ModelError as error:
         note(str(error))
         return []

@@ -59,8 +59,8 @@ class LLM:
         path = hub.resolve(None if model is None else str(model))
         self.name = BUNDLED_NAME if model is None else str(model)
         settings = config or EngineConfig()
-        self.tokenizer = Tokenizer.from_dir(path)
         checkpoint = Checkpoint.open(path)
+        self.tokenizer = Tokenizer.of(checkpoint.text)
         self.config = checkpoint.config
         # Settings are checked before minutes of loading; memory is looked at again after it.
         threads = settings.resolve(self.config, free_memory(), available_cpus()).threads
@@ -75,7 +75,7 @@ class LLM:
         runner = Runner(decoder, backend, pool.num_blocks, settings.kv, num_valid)
         self.max_context: int = settings.max_context
         ids = _control_ids(self.tokenizer, checkpoint.eos_ids)
-        self.requests = RequestBuilder(path, self.tokenizer, ids, self.config.vocab_size, settings)
+        self.requests = RequestBuilder(checkpoint.text, self.tokenizer, ids, self.config.vocab_size, settings)
         self.engine = Engine(Scheduler(pool, settings.max_batch_tokens, settings.max_running), runner)
         self.engine.start()
         self.close = weakref.finalize(self, self.engine.close)

@@ -14,10 +14,10 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
-from pathlib import Path
 from typing import NamedTuple
 
 from ..config import BLOCK_SIZE, EngineConfig, resolve_sampling
+from ..text.files import TextFiles
 from ..text.grammar import Compiled, Grammars
 from ..text.messages import Messages, as_messages
 from ..text.template import ChatTemplate, Tools
@@ -66,15 +66,15 @@ class RequestBuilder:
     """Makes the sequences of one model. Safe to use from any thread."""
 
     def __init__(
-        self, path: Path, tokenizer: Tokenizer, ids: ControlIds, vocab_size: int, settings: EngineConfig
+        self, text: TextFiles, tokenizer: Tokenizer, ids: ControlIds, vocab_size: int, settings: EngineConfig
     ) -> None:
         assert settings.max_context is not None
         self.tokenizer, self.ids, self.vocab_size = tokenizer, ids, vocab_size
         self.max_context = settings.max_context
         self.settings = settings
-        self.sentences = Sentences.from_dir(path)
-        self._path = path
-        self._template = ChatTemplate.from_dir(path, tokenizer) if ChatTemplate.exists(path) else None
+        self.sentences = Sentences.of(text.thinking)
+        self._text = text
+        self._template = ChatTemplate.of(text, tokenizer) if "default" in text.templates else None
         width = min(tokenizer.num_ids, vocab_size)
         self._grammars = Grammars(tokenizer, width, ids.stops)
         self._encode = lru_cache(maxsize=64)(self._encode_ours)
@@ -83,7 +83,7 @@ class RequestBuilder:
     def template(self) -> ChatTemplate:
         """The model's chat template. Raises ModelError when the checkpoint has none."""
         if self._template is None:
-            self._template = ChatTemplate.from_dir(self._path, self.tokenizer)
+            self._template = ChatTemplate.of(self._text, self.tokenizer)
         return self._template
 
     def conversation(self, messages: Messages, tools: Tools | None) -> Conversation:

@@ -15,7 +15,8 @@ from ..backend.base import Array, Backend, Weight
 from ..config import WeightFormat
 from ..types import ModelError, UsageError
 from .shapes import EMBEDDING, HEAD, Stack, stacks
-from .weights import Checkpoint, Matrix
+from .tensors import Matrix
+from .weights import Checkpoint
 
 DERIVED = (
     "rotary_emb.inv_freq"  # buffers of old checkpoints that follow from config.json; the only ones ignored

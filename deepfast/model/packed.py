@@ -17,11 +17,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..backend.cpu import CpuBackend, Weight
+from ..backend.grouped import Layout
 from ..config import GROUP_SIZE, PACKED_LAYOUT
 from ..types import UsageError
+from .directory import INDEX, SINGLE, describe_packed
 from .load import Progress, load_tensors, model_stacks, stack_format
 from .safetensors import write_header
-from .weights import INDEX, SINGLE, Checkpoint, describe_packed
+from .weights import Checkpoint
 
 COPIED = (".json", ".jinja", ".txt", ".md")  # tokenizer, template, card
 
@@ -94,7 +96,7 @@ def _plan(checkpoint: Checkpoint, backend: CpuBackend, format: Literal["q4", "q8
         chosen, experts = stack_format(checkpoint, name, stack, format), len(stack.experts)
         size = backend.packed_bytes(chosen, experts, rows, columns)
         plan.weights.append((name, "U8", (size,)))
-        plan.metadata[name] = describe_packed(chosen, experts, rows, columns)
+        plan.metadata[name] = describe_packed(Layout(chosen), experts, rows, columns)
     return plan
 
 

@@ -1,6 +1,6 @@
 """Messages -> prompt: renders the model's own chat template as Hugging Face does, and encodes the result.
 
-In: a model directory, messages, tool schemas, enable_thinking. Out: the prompt as text or ids; its modes.
+In: templates, messages, tool schemas, enable_thinking. Out: the prompt as text or ids; its modes.
 What users, tools and earlier answers said is guarded before rendering: literal control text in it stays text.
 An assistant message without `reasoning` that holds raw output ("<think>...</think>answer") is split first, as
 the official templates split it; a template that knows no thoughts gets it verbatim, as text.
@@ -20,6 +20,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..types import Message, ModelError, ModelKind, ToolCall, UsageError
+from .files import TextFiles
 from .tokenizer import Tokenizer
 
 Tools = Sequence[Mapping[str, Any]]
@@ -50,19 +51,19 @@ class ChatTemplate:
         self.modes = self._probe()
 
     @classmethod
-    def from_dir(cls, path: Path, tokenizer: Tokenizer) -> ChatTemplate:
-        """Read chat_template.jinja, or "chat_template" in tokenizer_config.json; ModelError if none."""
-        sources = _sources(path)
-        if "default" not in sources:
+    def of(cls, files: TextFiles, tokenizer: Tokenizer) -> ChatTemplate:
+        """The templates of a checkpoint. Raises ModelError if it has none, or one that is no Jinja."""
+        if "default" not in files.templates:
             raise ModelError(
-                f"{path} has no chat template. Put one in chat_template.jinja, or use generate() on ids."
+                f"{files.path} has no chat template. "
+                "Put one in chat_template.jinja, or use generate() on ids."
             )
-        return cls(sources, tokenizer)
+        return cls(files.templates, tokenizer)
 
-    @staticmethod
-    def exists(path: Path) -> bool:
-        """Does this model directory hold a chat template?"""
-        return "default" in _sources(path)
+    @classmethod
+    def from_dir(cls, path: Path, tokenizer: Tokenizer) -> ChatTemplate:
+        """The templates of a model directory."""
+        return cls.of(TextFiles.from_dir(path), tokenizer)
 
     def render(
         self,
@@ -224,26 +225,6 @@ def _call(call: ToolCall) -> dict[str, Any]:
         parsed = None
     arguments = parsed if isinstance(parsed, dict) else call.arguments
     return {"type": "function", "function": {"name": call.name, "arguments": arguments}}
-
-
-def _sources(path: Path) -> dict[str, str]:
-    """Name -> template text; a file of its own goes before the one in tokenizer_config.json."""
-    file, config_file = path / "chat_template.jinja", path / "tokenizer_config.json"
-    try:
-        if file.is_file():
-            return {"default": file.read_text(encoding="utf-8")}
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the chat template in {path} can not be read: {_one_line(error)}.") from error
-    return _named(config.get("chat_template") if isinstance(config, dict) else None)
-
-
-def _named(value: Any) -> dict[str, str]:
-    """The templates in tokenizer_config.json: one string, or a list of {"name", "template"}."""
-    if isinstance(value, str):
-        return {"default": value}
-    items = value if isinstance(value, list) else []
-    return {str(item["name"]): str(item["template"]) for item in items if isinstance(item, dict)}
 
 
 def _strings(value: Any) -> Iterator[str]:

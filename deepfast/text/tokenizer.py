@@ -1,6 +1,6 @@
 """Text to token ids and back, for byte-level BPE vocabularies (the only file that knows `tokenizers`).
 
-In: a directory with tokenizer.json (and tokenizer_config.json). Out: ids, texts, an incremental detokenizer.
+In: a parsed tokenizer.json and tokenizer_config.json. Out: ids, texts, an incremental detokenizer.
 The BPE below never sees a control token: they are found here, and only where the caller says that the text is
 ours (`control=True`), so text that a user wrote can not become one.
 Does not know: messages, templates, phases, which ids end a turn.
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from ..types import ModelError, UsageError
+from .files import TextFiles
 
 BPE_OPTIONS = (
     "dropout",
@@ -63,13 +64,11 @@ class Tokenizer:
         self._start = re.compile(f"(?={'|'.join(breakable)})(.)" if breakable else r"(?!)", re.DOTALL)
 
     @classmethod
-    def from_dir(cls, path: Path) -> Tokenizer:
-        """Read `tokenizer.json`. Raises ModelError when it is missing, damaged or not byte-level BPE."""
-        file = path / "tokenizer.json"
-        raw = _read_json(file)
+    def of(cls, files: TextFiles) -> Tokenizer:
+        """From a parsed tokenizer.json. Raises ModelError when it is missing, damaged or not byte-level."""
+        file, raw, config = files.path / "tokenizer.json", files.tokenizer, files.config
         if raw is None:
             raise ModelError(f"{file} is missing. A model directory holds tokenizer.json beside config.json.")
-        config = _read_json(path / "tokenizer_config.json") or {}
         try:
             _check_kind(file, raw)
             control = dict(_control_tokens(raw, config))
@@ -79,6 +78,11 @@ class Tokenizer:
             raise
         except Exception as error:
             raise ModelError(f"{file} is damaged: {_one_line(error)}. Fetch it again.") from error
+
+    @classmethod
+    def from_dir(cls, path: Path) -> Tokenizer:
+        """The tokenizer of a model directory."""
+        return cls.of(TextFiles.from_dir(path))
 
     def encode(self, text: str, *, control: bool = False, marker: str = "") -> list[int]:
         """Text to ids. Control tokens are found only when `control`; `marker` (see `guard`) is dropped."""
@@ -189,19 +193,6 @@ def _without(text: str, marker: str) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    """The object in `file`, None when there is no such file. Raises ModelError when it is no JSON object."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} can not be read: {_one_line(error)}. Fetch it again.") from error
-    if not isinstance(raw, dict):
-        raise ModelError(f"{file} holds a {type(raw).__name__}; expected a JSON object. Fetch it again.")
-    return raw
 
 
 def _check_kind(file: Path, raw: Mapping[str, Any]) -> None:

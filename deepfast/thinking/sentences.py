@@ -1,6 +1,7 @@
 """What is put into a thought, in the user's language: the sentence that stops it, the word that prolongs it.
 
-In: a model directory (an optional thinking.json), the user's text. Out: texts to force, </think> included.
+In: the languages that a model brings itself (thinking.json), the user's text. Out: texts to force, </think>
+included.
 The English stop sentence is the one of Qwen's documentation (Qwen3 quickstart, "Thinking Budget"); the other
 languages are our own translations of it. "Wait" is from s1 (arXiv 2501.19393).
 Does not know: tokens, when they are forced.
@@ -8,12 +9,10 @@ Does not know: tokens, when they are forced.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..types import ModelError
@@ -115,17 +114,12 @@ class Sentences:
         self._table = dict(table)
 
     @classmethod
-    def from_dir(cls, path: Path) -> Sentences:
-        """The languages of thinking.json, {"stop": {"en": ...}, "wait": {"en": ...}}, or else our table.
+    def of(cls, raw: Mapping[str, Any] | None) -> Sentences:
+        """The languages of a parsed thinking.json, {"stop": {"en": ...}, "wait": {"en": ...}}, or else ours.
 
-        Raises ModelError when the file is damaged.
+        Raises ModelError when it makes no sense.
         """
-        file = path / FILE
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{file} can not be read: {' '.join(str(error).split())}.") from error
-        return cls() if raw is None and not file.is_file() else cls(_checked(raw))
+        return cls() if raw is None else cls(_checked(raw))
 
     def stop(self, language: str = DEFAULT) -> str:
         """The stop sentence with </think>; English where the model has none in this language."""
