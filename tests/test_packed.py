@@ -112,7 +112,7 @@ def call(*args: str) -> Result:
 def test_the_command_writes_a_model_that_runs_and_says_equal_things(tmp_path: Path):
     (tmp_path / "small").mkdir()
     source = chat_checkpoint(tmp_path / "small", hidden_size=64)
-    done = call("quantize", str(source))
+    done = call("quantize", "--plain", str(source))
     assert done.exit_code == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'small-q4'}\n" and "in q4" in done.stderr
     greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

@@ -25,6 +25,7 @@ except ImportError as error:
 from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat, kv_head_bytes
 from ..types import EngineError, ModelError, UsageError
 from .base import Batch, FloatArray, IntArray, SampleArgs
+from .grouped import Layout
 from .machine import available_cpus
 
 PACK_ROWS = 1024  # rows of a matrix that are in memory as float32 while it is packed; whole panels of 16
@@ -128,7 +129,7 @@ class CpuBackend:
             _C.Matrix(buffer, format, len(experts), rows, columns),
         )
         for expert, parts in enumerate(experts):
-            if format == "q8" and all(part.quantised() is not None for part in parts):
+            if format in ("q8", "q4") and all(part.layout == Layout(format) for part in parts):
                 self._pack_codes(weight, expert, parts)
             else:
                 self._pack_floats(weight, expert, parts)
@@ -154,21 +155,23 @@ class CpuBackend:
             self._core.pack(weight.native, weight.buffer, expert, first, values)
 
     def _pack_codes(self, weight: Weight, expert: int, parts: Sequence[Any]) -> None:
-        """Codes [M, K] and scales [M, K / 32] of parts that are q8 already, as they are."""
-        quantised = {id(part): part.quantised() for part in parts}
+        """Codes [M, K] and scales [M, K / 32] of parts that are in the format already, as they are."""
         width = -(-weight.columns // GROUP_SIZE) * GROUP_SIZE
+        kind = np.uint8 if weight.format == "q4" else np.int8
         for first, piece in _pieces(parts):
-            codes = _stacked((quantised[id(part)][0][a:b] for part, a, b in piece), np.int8)
-            scales = _stacked((quantised[id(part)][1][a:b] for part, a, b in piece), np.float16)
+            rows = [part.grouped(a, b) for part, a, b in piece]
+            codes = _stacked((r.codes for r in rows), kind)
+            scales = _stacked((r.scales for r in rows), np.float16)
             if codes.shape[1] < width:
                 codes = np.pad(codes, ((0, 0), (0, width - codes.shape[1])))
             self._core.pack_codes(
-                weight.native, weight.buffer, expert, first, codes, scales.view(np.uint16), None
+                weight.native, weight.buffer, expert, first, codes.view(np.int8), scales.view(np.uint16), None
             )
 
-    def unpack(self, weight: Weight, expert: int = 0) -> FloatArray:
-        """The values that a packed matrix stands for, [M, K]: for tests and inspection."""
-        return np.asarray(self._core.embed(np.arange(weight.rows, dtype=np.int32), weight.native, expert))
+    def unpack(self, weight: Weight, expert: int = 0, first: int = 0, last: int | None = None) -> FloatArray:
+        """The values that rows first..last-1 of a packed matrix stand for, [m, K]: to inspect and compare."""
+        rows = np.arange(first, weight.rows if last is None else last, dtype=np.int32)
+        return np.asarray(self._core.embed(rows, weight.native, expert))
 
     def new_cache(
         self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat

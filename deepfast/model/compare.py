@@ -8,7 +8,7 @@ One model after the other is in memory, a layer at a time. Does not know: tokeni
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from ..config import WeightFormat
 from ..types import ModelError, UsageError
 from .load import Progress, load_tensors, model_stacks
 from .stream import Streamed, stream
+from .tensors import Matrix
 from .weights import Checkpoint
 
 WINDOW, STRIDE = 1024, 512  # tokens; every position but the first 512 has at least 512 before it
@@ -97,9 +98,9 @@ def compare(
     format: WeightFormat | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run both over the same windows of `ids`, the original in `format` (None: as stored), the keys and values
-    in float32. Raises UsageError for a text too short or a token that a model has not, ModelError for models
-    of different vocabularies."""
+    """Run both over the same windows of `ids`, the original in `format` (None: as stored), keys and values in
+    float32. Raises UsageError for a text too short or a token that a model has not, ModelError for models of
+    different vocabularies."""
     vocabularies = original.config.vocab_size, other.config.vocab_size
     if vocabularies[0] != vocabularies[1]:
         raise ModelError(
@@ -113,7 +114,13 @@ def compare(
     texts = [piece.ids for piece in pieces]
     first = stream(original, backend, texts, format, lambda part: said(part * 0.45))
     second = stream(other, backend, texts, None, lambda part: said(0.45 + part * 0.35))
-    divergence, surprise, same = _measured(backend, pieces, (first, second), lambda part: said(0.8 + part * 0.2))
+    divergence, surprise, same = _measured(
+        backend,
+        pieces,
+        (first, second),
+        max(BLOCK // vocabularies[0], 1),
+        lambda part: said(0.8 + part * 0.2),
+    )
     return Comparison(
         positions=len(divergence),
         window=size,
@@ -148,17 +155,24 @@ def _perplexity(surprise: npt.NDArray[np.float64]) -> float:
 
 
 def _measured(
-    backend: Backend, pieces: Sequence[Window], models: tuple[Streamed, Streamed], progress: Progress
+    backend: Backend,
+    pieces: Sequence[Window],
+    models: tuple[Streamed, Streamed],
+    step: int,
+    progress: Progress,
 ) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]:
-    """For each counted position: KL, -log p of the token that came in each model, is the likeliest the same."""
+    """For each counted position: KL, -log p of the token that came in each model, is the likeliest the same.
+
+    step: rows whose logits are in memory at once."""
     divergence, surprise, same = list[Any](), (list[Any](), list[Any]()), list[Any]()
     for done, piece in enumerate(pieces):
         rows = [model.rows[done][piece.skip :] for model in models]
         targets = np.asarray(piece.targets[piece.skip :])
-        for block in _blocks(len(targets), backend, models[0].head, rows[0]):
+        for first in range(0, len(targets), step):
+            block = slice(first, first + step)
             logits = [
-                backend.to_numpy(backend.linear(np.ascontiguousarray(x[block]), model.head)).astype(np.float64)
-                for x, model in zip(rows, models, strict=True)
+                backend.to_numpy(backend.linear(np.ascontiguousarray(x[block]), m.head)).astype(np.float64)
+                for x, m in zip(rows, models, strict=True)
             ]
             same.append(logits[0].argmax(axis=1) == logits[1].argmax(axis=1))
             kl, lost = divergences(logits[0], logits[1], targets[block])
@@ -167,14 +181,6 @@ def _measured(
                 kept.append(values)
         progress((done + 1) / len(pieces))
     return np.concatenate(divergence), [np.concatenate(s) for s in surprise], np.concatenate(same)
-
-
-def _blocks(count: int, backend: Backend, head: Weight, x: FloatArray) -> Iterator[slice]:
-    """Runs of rows whose logits are at most BLOCK numbers; the head itself says how wide a row is."""
-    width = backend.to_numpy(backend.linear(np.ascontiguousarray(x[:1]), head)).shape[1]
-    step = max(BLOCK // width, 1)
-    for first in range(0, count, step):
-        yield slice(first, min(first + step, count))
 
 
 def divergences(
@@ -198,21 +204,58 @@ def divergences(
 
 
 def matrix_errors(
-    original: Checkpoint, packed: Checkpoint, backend: CpuBackend, progress: Progress | None = None
+    original: Checkpoint, other: Checkpoint, backend: CpuBackend, progress: Progress | None = None
 ) -> list[MatrixError]:
-    """The error of each matrix of a packed checkpoint beside the original's, in the order of the layers."""
+    """The error of each matrix of `other`, as it is packed, beside the original's, in the order of layers."""
     stacks = model_stacks(original)
-    found, done = [], 0
-    for name, weight in load_tensors(packed, backend):
+    found = list[MatrixError]()
+    for done, (name, weight) in enumerate(load_tensors(other, backend)):
         stack = stacks[name]
         for expert, parts in enumerate(stack.experts) if len(stack.shape) == 2 else ():
             first = 0
-            for part, (rows, columns) in parts:
-                matrix = original.matrix(part, (rows, columns))
-                found.append(_error(part, matrix.rows, lambda a, b: _unpacked(backend, weight, expert, a, b), first, rows))
-                first += rows
+            for part, shape in parts:
+                matrix = original.matrix(part, (shape[0], shape[1]))
+                found.append(_error(matrix, backend, weight, expert, first))
+                first += shape[0]
         original.release()
-        done += 1
         if progress:
-            progress(done / len(stacks))
+            progress((done + 1) / len(stacks))
     return found
+
+
+def _error(matrix: Matrix, backend: CpuBackend, weight: Weight, expert: int, offset: int) -> MatrixError:
+    """A matrix beside the rows from `offset` on of a packed one."""
+    difference = total = 0.0
+    for first in range(0, matrix.shape[0], ROWS):
+        last = min(first + ROWS, matrix.shape[0])
+        values = matrix.rows(first, last)
+        total += _squares(values)
+        values -= backend.unpack(weight, expert, offset + first, offset + last)
+        difference += _squares(values)
+    return MatrixError(matrix.name, difference, total)
+
+
+def _squares(values: FloatArray) -> float:
+    """The sum of squares, float32 products summed row by row in float64."""
+    return float(np.einsum("mk,mk->m", values, values).sum(dtype=np.float64))
+
+
+def together(errors: Iterable[MatrixError], group: Callable[[str], str]) -> dict[str, MatrixError]:
+    """Errors of all matrices that `group` gives one name, as of one matrix; in the order of their first."""
+    sums = dict[str, MatrixError]()
+    for name, difference, weight in errors:
+        key = group(name)
+        before = sums.get(key, MatrixError(key, 0.0, 0.0))
+        sums[key] = MatrixError(key, before.difference + difference, before.weight + weight)
+    return sums
+
+
+def layer_of(name: str) -> str:
+    """ "layer 3", or what lies outside of the layers: "embed_tokens", "lm_head"."""
+    parts = name.split(".")
+    return f"layer {parts[parts.index('layers') + 1]}" if "layers" in parts else parts[-2]
+
+
+def kind_of(name: str) -> str:
+    """ "q_proj", "down_proj", "gate" (a router), "embed_tokens": what it is in every layer."""
+    return name.split(".")[-2]

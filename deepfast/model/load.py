@@ -24,6 +24,7 @@ DERIVED = (
 ROUTER = ".mlp.gate.weight"  # small, and it decides: its precision is kept
 
 Progress = Callable[[float], None]
+Prepare = Callable[[str, Matrix], Matrix]  # a matrix's name and the matrix -> what is packed in its place
 
 
 def load_tensors(
@@ -31,16 +32,17 @@ def load_tensors(
     backend: Backend,
     format: WeightFormat | None = None,
     progress: Progress | None = None,
+    prepare: Prepare | None = None,
 ) -> Iterator[tuple[str, Weight | Array]]:
     """Every tensor of `model_stacks`, in that order; format None keeps each matrix as stored. `progress` gets
-    fractions up to 1."""
+    fractions up to 1. `prepare` may put another matrix in the place of each."""
     if checkpoint.config.packed and format not in (None, checkpoint.stored):
         raise UsageError(
             f"{checkpoint.path} is packed as {checkpoint.stored} and cannot become {format}. "
             "Leave the format out, or quantise the original."
         )
     for name, stack in model_stacks(checkpoint).items():
-        yield name, _tensor(checkpoint, backend, format, name, stack)
+        yield name, _tensor(checkpoint, backend, format, name, stack, prepare)
         checkpoint.release()
         if progress:
             progress(min(checkpoint.fraction_used, 1.0))
@@ -79,7 +81,12 @@ def stack_format(
 
 
 def _tensor(
-    checkpoint: Checkpoint, backend: Backend, format: WeightFormat | None, name: str, stack: Stack
+    checkpoint: Checkpoint,
+    backend: Backend,
+    format: WeightFormat | None,
+    name: str,
+    stack: Stack,
+    prepare: Prepare | None,
 ) -> Weight | Array:
     if len(stack.shape) == 1:
         named = [(name, stack.shape)] if checkpoint.config.packed else stack.experts[0]
@@ -88,6 +95,8 @@ def _tensor(
         return backend.mapped(checkpoint.packed(name, len(stack.experts), *stack.shape))
     parts = _matrices(checkpoint, stack)
     chosen = stack_format(checkpoint, name, stack, format)
+    if prepare:
+        parts = [[prepare(part.name, part) for part in each] for each in parts]
     return backend.pack_experts(parts, chosen) if stack.sparse else backend.pack(parts[0], chosen)
 
 

@@ -21,7 +21,7 @@ from ..backend.grouped import Layout
 from ..config import GROUP_SIZE, PACKED_LAYOUT
 from ..types import UsageError
 from .directory import INDEX, SINGLE, describe_packed
-from .load import Progress, load_tensors, model_stacks, stack_format
+from .load import Prepare, Progress, load_tensors, model_stacks, stack_format
 from .safetensors import write_header
 from .weights import Checkpoint
 
@@ -49,9 +49,10 @@ def write_packed(
     format: Literal["q4", "q8"],
     out: Path,
     progress: Progress | None = None,
+    prepare: Prepare | None = None,
 ) -> int:
     """Write the directory `out`, complete or not at all; returns the bytes of its weights."""
-    _check(checkpoint, out)
+    check_target(checkpoint, out)
     plan = _plan(checkpoint, backend, format)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -69,7 +70,7 @@ def write_packed(
         quant = {"quant_method": "deepfast", "bits": int(format[1:]), "group_size": GROUP_SIZE}
         raw["quantization_config"] = {**quant, "layout": PACKED_LAYOUT}
         (part / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        _write_weights(part / SINGLE, plan, checkpoint, backend, format, progress)
+        _write_weights(part / SINGLE, plan, checkpoint, backend, format, progress, prepare)
         part.rename(out)  # over an empty directory, if there is one
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -77,7 +78,8 @@ def write_packed(
     return plan.bytes
 
 
-def _check(checkpoint: Checkpoint, out: Path) -> None:
+def check_target(checkpoint: Checkpoint, out: Path) -> None:
+    """Raise UsageError when it is packed already, or there is something where the result shall go."""
     if checkpoint.config.packed:
         raise UsageError(
             f"{checkpoint.path} is packed already, as {checkpoint.stored}. Name the original instead."
@@ -107,12 +109,13 @@ def _write_weights(
     backend: CpuBackend,
     format: Literal["q4", "q8"],
     progress: Progress | None,
+    prepare: Prepare | None,
 ) -> None:
     """Header, weights as they are packed, vectors."""
     vectors, written = [], 0
     with path.open("wb") as file:
         write_header(file, [*plan.weights, *plan.vectors], plan.metadata)
-        for _, tensor in load_tensors(checkpoint, backend, format):
+        for _, tensor in load_tensors(checkpoint, backend, format, prepare=prepare):
             if not isinstance(tensor, Weight):
                 vectors.append(np.asarray(tensor))
                 continue

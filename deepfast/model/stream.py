@@ -1,7 +1,7 @@
 """A model run over whole texts layer by layer: only one layer of it is ever in memory.
 
-In: a Checkpoint, a backend, windows of token ids. Out: for each window the normalised rows that the head reads,
-and the head. What a checkpoint of any size computes can be looked at on a machine that could not load it.
+In: a Checkpoint, a backend, windows of token ids. Out: for each window the normalised rows that the head
+reads, and the head. What a checkpoint of any size computes can be seen on a machine that could not load it.
 Does not know: what the rows are wanted for.
 """
 
@@ -64,7 +64,9 @@ def stream(
             head = tensor
         elif name == FINAL_NORM or name.endswith(".input_layernorm.weight"):
             if embedding is not None:
-                pieces = [[_first(backend, b, embedding, tensor, config.rms_norm_eps) for b in w] for w in batches]
+                pieces = [
+                    [_first(backend, b, embedding, tensor, config.rms_norm_eps) for b in w] for w in batches
+                ]
                 embedding = None
                 head = head if config.tie_word_embeddings else None
             else:
@@ -94,5 +96,6 @@ def _through(one: Decoder, window: Sequence[_Piece], cache: KVCache) -> list[_Pi
     """A window through the only layer of a decoder, in order: later chunks read the keys of earlier ones."""
     rope = one.rope_for(int(window[-1].batch.context_lens[0]))
     return [
-        _Piece(piece.batch, *one.pass_layer(0, piece.h, piece.x, rope, cache, piece.batch)) for piece in window
+        _Piece(piece.batch, *one.pass_layer(0, piece.h, piece.x, rope, cache, piece.batch))
+        for piece in window
     ]
