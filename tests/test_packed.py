@@ -260,6 +260,8 @@ def test_memory_that_is_mapped_is_not_given_to_the_cache(tmp_path: Path, monkeyp
     mapped = Checkpoint.open(out).mapped_bytes
     assert mapped == (out / "model.safetensors").stat().st_size
     assert Checkpoint.open(source).mapped_bytes == 0
-    monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: mapped + 2**20)
+    free = Checkpoint.open(out).mapped_bytes + 10**7
+    monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: free)
     with LLM(out) as llm:
-        assert llm.max_context < 32768 // 4
+        assert llm.fit.mapped == mapped and llm.max_context < 32768 // 4
+        assert llm.fit.total <= free and not llm.fit.tight

@@ -196,6 +196,8 @@ def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
     model, format = options["model"], options["quantize"]
     with LoadBar("loading the model") as bar:
         llm = LLM(model, quantize=format, config=config or engine_config(options), progress=bar)
+    for remark in llm.fit.remarks(options["context"]) if config is None else ():
+        note(f"[{remark}]")
     if model is not None and format is not None and llm.load_seconds > LONG_SECONDS:
         packing = f"quantising took {llm.load_seconds:.0f} s; once and for all:"
         note(f"[{packing} deepfast quantize {shlex.quote(model)} --to {format}]")

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import BUNDLED_NAME
-from ..types import UsageError, as_dict
+from ..types import UsageError, as_dict, as_size
 from .options import LoadBar, Options, positive
-from .show import size
 from .terminal import note
 
 if TYPE_CHECKING:
@@ -239,7 +238,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         "importance": f"scales searched for what {report['calibration_tokens']:,} tokens show to matter",
     }
     yield (
-        f"{size(sizes['packed'])} of weights in {report['format']}, from {size(sizes['original'])}; "
+        f"{as_size(sizes['packed'])} of weights in {report['format']}, from {as_size(sizes['original'])}; "
         f"{rules[report['rule']]}"
     )
     yield f"error of the weights {errors['all']:.2%}: {_shares(errors['kinds'])}"

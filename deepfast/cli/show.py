@@ -20,7 +20,7 @@ from ..config import (
     WeightFormat,
     kv_bytes_per_token,
 )
-from ..types import ModelError, as_dict
+from ..types import ModelError, as_dict, as_size
 from .options import model_option
 from .terminal import note
 
@@ -102,15 +102,6 @@ def _modes(text: TextFiles) -> list[str]:
     return {"hybrid": ["think", "no_think"], "think": ["think"], "no_think": ["no_think"]}[kind]
 
 
-def size(count: float) -> str:
-    """Bytes for people: 7.2 MB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
 def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
@@ -133,9 +124,9 @@ def _text(facts: dict[str, Any]) -> str:
     for mode, values in facts["sampling"].items():
         lines.append((f"sampling {mode}", ", ".join(f"{k} {v:g}" for k, v in values.items() if v)))
     for number, (name, count) in enumerate(facts["files"].items()):
-        lines.append(("" if number else "files", f"{size(count):>9}  {name}"))
+        lines.append(("" if number else "files", f"{as_size(count):>9}  {name}"))
     return "\n".join(f"{name:18} {value}" for name, value in lines)
 
 
 def _join(sizes: dict[str, int]) -> str:
-    return "   ".join(f"{name} {size(count)}" for name, count in sizes.items())
+    return "   ".join(f"{name} {as_size(count)}" for name, count in sizes.items())

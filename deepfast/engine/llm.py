@@ -22,6 +22,7 @@ from ..backend.reference import ReferenceBackend
 from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig
 from ..model import hub
 from ..model.decoder import Decoder
+from ..model.fit import Fit, settle
 from ..model.weights import Checkpoint
 from ..text.messages import Messages
 from ..text.template import ChatTemplate, Tools
@@ -43,8 +44,9 @@ class LLM:
     """A loaded model with its engine. Thread-safe: any number of threads may chat at once and share batches.
 
     model: None (the bundled model) or a directory in Hugging Face format, also one that `deepfast quantize`
-    made. quantize: pack the weights as "q8" or "q4" while loading; None keeps them as stored. Raises
-    ModelError when the model cannot be loaded.
+    made. quantize: pack the weights as "q8" or "q4" while loading; None keeps them as stored. The
+    context is the largest that fits in memory unless the config names one; `fit` says what was found. Raises
+    ModelError when the model cannot be loaded, UsageError when the memory is not there.
     """
 
     def __init__(
@@ -62,12 +64,12 @@ class LLM:
         checkpoint = Checkpoint.open(path)
         self.tokenizer = Tokenizer.of(checkpoint.text)
         self.config = checkpoint.config
-        # Settings are checked before minutes of loading; memory is looked at again after it.
-        threads = settings.resolve(self.config, free_memory(), available_cpus()).threads
-        backend: Backend = ReferenceBackend() if settings.backend == "reference" else CpuBackend(threads or 1)
+        self.fit: Fit
+        models = {self.name: checkpoint}
+        settings, self.fit = settle(models, settings, quantize, free_memory(), available_cpus())[self.name]
+        cpu = settings.backend == "cpu"
+        backend: Backend = CpuBackend(settings.threads) if cpu else ReferenceBackend()
         decoder = Decoder.load(checkpoint, backend, quantize, progress)
-        free = max(free_memory() - checkpoint.mapped_bytes, 0)  # what is mapped should stay in memory
-        settings = settings.resolve(self.config, free, available_cpus())
         assert settings.max_context is not None and settings.max_kv_tokens is not None
         blocks = -(-settings.max_kv_tokens // BLOCK_SIZE)
         pool = BlockPool(blocks, BLOCK_SIZE, prefix_cache=settings.prefix_cache)
