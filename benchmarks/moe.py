@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from deepfast.backend.cpu import CpuBackend, Weight, aligned_empty
+from deepfast.backend.grouped import Layout
 from deepfast.config import ModelConfig
 from deepfast.model.packed import write_packed
 from deepfast.model.shapes import EMBEDDING, parameter_count, stacks
@@ -57,13 +58,10 @@ PROMPT, NEW, RUNS = 512, 48, 5
 class RandomMatrix:
     """A matrix of a bfloat16 checkpoint that is nowhere: rows cut from one pool of random numbers."""
 
-    stored = "bf16"
+    stored, layout = "bf16", None
 
     def __init__(self, shape: tuple[int, int], pool: np.ndarray) -> None:
         self.shape, self.pool = shape, pool
-
-    def quantised(self) -> None:
-        """It is not q8."""
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """float32 [last - first, K]"""
@@ -104,7 +102,7 @@ class RepeatingBackend(CpuBackend):
         buffer.reshape(len(experts), one)[:] = np.resize(
             few.buffer.reshape(few.experts, one), (len(experts), one)
         )
-        return Weight(few.format, len(experts), few.rows, few.columns, buffer, few.native)
+        return Weight(few.layout, len(experts), few.rows, few.columns, buffer, few.native)
 
 
 def write_model(path: Path, tokenizer: Path) -> None:
@@ -127,7 +125,7 @@ def active_bytes(config: ModelConfig, backend: CpuBackend) -> int:
         if len(stack.shape) == 2 and name != EMBEDDING:
             experts = config.num_experts_per_token if stack.sparse else 1
             router = name.endswith(".mlp.gate.weight")
-            total += backend.packed_bytes("bf16" if router else "q4", experts, *stack.shape)
+            total += backend.packed_bytes(Layout("bf16" if router else "q4"), experts, *stack.shape)
     return total
 
 

@@ -34,32 +34,46 @@ void pack(Core& core, const Matrix& w, Out<uint8_t, 1> buffer, int64_t expert, i
           In<float, 2> values) {
     check_piece(w, buffer, expert, first, values.shape(0));
     same("columns", values.shape(1), static_cast<size_t>(w.packed.columns));
-    if (w.packed.format == Format::q4_min) fail("format q4_min holds given codes only; use pack_codes");
+    if (has_steps(w.packed.format) || has_minimums(w.packed.format))
+        fail("formats of two levels or with minimums hold given codes only; use pack_codes");
     run(core, 0, [&](void*) {
         core.ops->pack(core.pool, values.data(), static_cast<int>(first), static_cast<int>(values.shape(0)),
                        w.packed, static_cast<int>(expert));
     });
 }
 
+// The numbers beside the codes: there where the format has them and nowhere else, so many for each row.
+template <class T>
+const T* checked_beside(const std::optional<In<T, 2>>& given, bool wanted, const char* what, size_t rows,
+                        size_t columns) {
+    if (given.has_value() != wanted)
+        fail(std::string(what) + (wanted ? " are missing in this format" : " do not belong to this format"));
+    if (!given) return nullptr;
+    same((std::string("rows of ") + what).c_str(), given->shape(0), rows);
+    same((std::string("columns of ") + what).c_str(), given->shape(1), columns);
+    return given->data();
+}
+
 void pack_codes(Core& core, const Matrix& w, Out<uint8_t, 1> buffer, int64_t expert, int64_t first,
-                In<int8_t, 2> codes, In<uint16_t, 2> scales, std::optional<In<uint16_t, 2>> minimums) {
+                In<int8_t, 2> codes, In<uint16_t, 2> scales, std::optional<In<uint16_t, 2>> minimums,
+                std::optional<In<int8_t, 2>> steps, std::optional<In<int8_t, 2>> lows) {
     check_piece(w, buffer, expert, first, codes.shape(0));
-    if (!is_grouped(w.packed.format)) fail("codes go into q8, q4 or q4_min only");
-    const size_t groups = (static_cast<size_t>(w.packed.columns) + kGroup - 1) / kGroup;
-    same("columns of codes", codes.shape(1), groups * kGroup);
-    same("rows of scales", scales.shape(0), codes.shape(0));
-    same("columns of scales", scales.shape(1), groups);
-    if ((w.packed.format == Format::q4_min) != minimums.has_value())
-        fail("minimums belong to q4_min, and only there");
-    if (minimums) {
-        same("rows of minimums", minimums->shape(0), codes.shape(0));
-        same("columns of minimums", minimums->shape(1), groups);
-    }
-    const bool wide = w.packed.format == Format::q8;
-    for (size_t i = 0; i < codes.size() && !wide; ++i) in_range("code", codes.data()[i], 0, 16);
+    const Format format = w.packed.format;
+    if (!is_grouped(format)) fail("codes do not go into f32 and bf16");
+    same("columns of codes", codes.shape(1), static_cast<size_t>(w.packed.columns));
+    const size_t rows = codes.shape(0), spans = static_cast<size_t>(layout_of(w.packed).spans);
+    const size_t part = static_cast<size_t>(kGroup / parts_of(format)), parts = (codes.shape(1) + part - 1) / part;
+    const bool two = has_steps(format), shifted = has_minimums(format);
+    same("rows of scales", scales.shape(0), rows);
+    same("columns of scales", scales.shape(1), spans);
+    const Codes given{codes.data(), scales.data(), checked_beside(minimums, shifted, "minimums", rows, spans),
+                      checked_beside(steps, two, "steps", rows, parts),
+                      checked_beside(lows, two && shifted, "lows", rows, parts)};
+    int found = 0;
+    for (size_t i = 0; i < codes.size() && has_nibbles(format); ++i) found |= codes.data()[i];
+    if (found & ~15) fail("a code of 4 bits is not in 0..15");
     run(core, 0, [&](void*) {
-        core.ops->pack_codes(core.pool, codes.data(), scales.data(), minimums ? minimums->data() : nullptr,
-                             static_cast<int>(first), static_cast<int>(codes.shape(0)), w.packed,
+        core.ops->pack_codes(core.pool, given, static_cast<int>(first), static_cast<int>(rows), w.packed,
                              static_cast<int>(expert));
     });
 }
@@ -328,7 +342,7 @@ NB_MODULE(_C, m) {
     m.def("supported_isas", &isas, "Instruction sets that run on this machine, best first.");
     m.def("take", &take, nb::arg("x"), raw("rows"), "Rows of x [N, D].");
     m.def("packed_bytes", &packed_bytes, nb::arg("format"), nb::arg("experts"), nb::arg("rows"),
-          nb::arg("columns"), "Bytes of experts x [rows, columns] in a format.");
+          nb::arg("columns"), nb::arg("span") = 1, "Bytes of experts x [rows, columns] in a format.");
     nb::class_<Array>(m, "Array", "Float numbers in up to three dimensions, in memory of the core.")
         .def(nb::init<const In<float, 1>&>(), raw("values"))
         .def(nb::init<const In<float, 2>&>(), raw("values"))
@@ -338,8 +352,8 @@ NB_MODULE(_C, m) {
     nb::implicitly_convertible<In<float, 2>, Array>();
     nb::implicitly_convertible<In<float, 3>, Array>();
     nb::class_<Matrix>(m, "Matrix", "A packed weight, experts x [rows, columns], over a buffer on 64 bytes.")
-        .def(nb::init<In<uint8_t, 1>, const std::string&, int64_t, int64_t, int64_t>(), raw("buffer"),
-             nb::arg("format"), nb::arg("experts"), nb::arg("rows"), nb::arg("columns"));
+        .def(nb::init<In<uint8_t, 1>, const std::string&, int64_t, int64_t, int64_t, int64_t>(), raw("buffer"),
+             nb::arg("format"), nb::arg("experts"), nb::arg("rows"), nb::arg("columns"), nb::arg("span") = 1);
     nb::class_<KVCache>(m, "KVCache", "Paged keys and values of all layers.")
         .def(nb::init<int64_t, int64_t, int64_t, int64_t, const std::string&>(), nb::arg("layers"),
              nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("format"))
@@ -357,7 +371,8 @@ NB_MODULE(_C, m) {
         .def_prop_ro("busy", [](const Core& c) { return std::chrono::duration<double>(c.busy).count(); })
         .def("pack", &pack, nb::arg("w"), raw("buffer"), nb::arg("expert"), nb::arg("first"), raw("values"))
         .def("pack_codes", &pack_codes, nb::arg("w"), raw("buffer"), nb::arg("expert"), nb::arg("first"),
-             raw("codes"), raw("scales"), raw("minimums").none())
+             raw("codes"), raw("scales"), raw("minimums").none() = nb::none(),
+             raw("steps").none() = nb::none(), raw("lows").none() = nb::none())
         .def("embed", &embed, raw("ids"), nb::arg("table"), nb::arg("expert"))
         .def("linear", &linear, nb::arg("x"), nb::arg("w"), nb::arg("bias").none())
         .def("mlp", &mlp, nb::arg("x"), nb::arg("gate_up"), nb::arg("gate_up_bias").none(), nb::arg("down"),

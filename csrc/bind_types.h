@@ -15,6 +15,7 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <iterator>
 #include <mutex>
 #include <new>
 #include <string>
@@ -57,12 +58,16 @@ int rows_of(size_t n) {
     return static_cast<int>(n);
 }
 
-constexpr const char* kFormats[] = {"f32", "bf16", "q8", "q4", "q4_min"};
+constexpr const char* kFormats[] = {"f32",    "bf16", "q8",     "q4",        "q4_min",
+                                    "q4_k",   "q4_k16", "q8_k", "q8_k16", "q8_k16_min"};
 
 Format format_named(const std::string& name) {
-    for (int i = 0; i < 5; ++i)
+    std::string all;
+    for (size_t i = 0; i < std::size(kFormats); ++i) {
         if (name == kFormats[i]) return static_cast<Format>(i);
-    fail("format '" + name + "' is unknown; expected f32, bf16, q8, q4 or q4_min");
+        all += std::string(i ? ", " : "") + kFormats[i];
+    }
+    fail("format '" + name + "' is unknown; expected one of " + all);
 }
 
 constexpr const char* kKVFormats[] = {"f32", "f16", "q8"};
@@ -149,27 +154,40 @@ struct Matrix {
     In<uint8_t, 1> buffer;
     Packed packed;
 
-    Matrix(In<uint8_t, 1> memory, const std::string& format, int64_t experts, int64_t rows, int64_t columns)
-        : buffer(std::move(memory)) {
-        packed = Packed{const_cast<uint8_t*>(buffer.data()), format_named(format), check(experts, "experts"),
-                        check(rows, "rows"), check(columns, "columns")};
+    Matrix(In<uint8_t, 1> memory, const std::string& format, int64_t experts, int64_t rows, int64_t columns,
+           int64_t span)
+        : buffer(std::move(memory)), packed(checked(format, experts, rows, columns, span)) {
+        packed.data = const_cast<uint8_t*>(buffer.data());
         same("bytes of a packed matrix", buffer.size(), bytes(packed));
         if (reinterpret_cast<uintptr_t>(packed.data) % 64 != 0)
             fail("a packed matrix must start on 64 bytes");
     }
 
+    // A matrix without data.
+    static Packed checked(const std::string& format, int64_t experts, int64_t rows, int64_t columns,
+                          int64_t span) {
+        const Format kind = format_named(format);
+        const Packed packed{nullptr,
+                            kind,
+                            check(experts, "experts"),
+                            check(rows, "rows"),
+                            check(columns, "columns"),
+                            check(span, "span")};
+        if (!has_steps(kind) && span != 1) fail("span=" + std::to_string(span) + "; expected 1 with " + format);
+        if (static_cast<double>(experts) * static_cast<double>(rows) * static_cast<double>(columns) > 1e15)
+            fail("a matrix of " + std::to_string(experts) + " x " + std::to_string(rows) + " x " +
+                 std::to_string(columns) + "; expected at most 10^15 weights");
+        return packed;
+    }
     static int32_t check(int64_t size, const char* what) {
         in_range(what, size, 1, kMaxSize);
         return static_cast<int32_t>(size);
     }
-    static size_t bytes(const Packed& p) {
-        return static_cast<size_t>(p.experts) * layout_of(p.format, p.rows, p.columns).bytes;
-    }
+    static size_t bytes(const Packed& p) { return static_cast<size_t>(p.experts) * layout_of(p).bytes; }
 };
 
-size_t packed_bytes(const std::string& format, int64_t experts, int64_t rows, int64_t columns) {
-    return Matrix::bytes({nullptr, format_named(format), Matrix::check(experts, "experts"),
-                          Matrix::check(rows, "rows"), Matrix::check(columns, "columns")});
+size_t packed_bytes(const std::string& format, int64_t experts, int64_t rows, int64_t columns, int64_t span) {
+    return Matrix::bytes(Matrix::checked(format, experts, rows, columns, span));
 }
 
 struct KVCache {

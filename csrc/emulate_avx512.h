@@ -124,6 +124,9 @@ DF_INLINE __m512i _mm512_slli_epi32(__m512i a, unsigned n) {
 DF_INLINE __m512i _mm512_srli_epi16(__m512i a, unsigned n) {
     return emulate<__m512i>([&](int i) { return (a.v[i] >> 16 >> n << 16) | ((a.v[i] & 0xffff) >> n); });
 }
+DF_INLINE __m512i _mm512_mullo_epi32(__m512i a, __m512i b) {
+    return emulate<__m512i>([&](int i) { return a.v[i] * b.v[i]; });
+}
 DF_INLINE __m512 _mm512_cvtepi32_ps(__m512i x) {
     return emulate<__m512>([&](int i) { return static_cast<float>(static_cast<int32_t>(x.v[i])); });
 }

@@ -37,13 +37,15 @@ struct Scratch {
     }
 };
 
-// Activations in the form that a weight format multiplies: floats, or int8 per row and group of 32.
+// Activations in the form that a weight format multiplies: floats, or int8 per row and group of 32. H parts of
+// a group have a step of their own (ops.h).
 struct Inputs {
     const float* floats;  // [N, K]
     size_t stride;        // K
     int8_t* codes;        // [N, 32 Q] in -127..127
     float* scales;        // [N, Q], NaN where the group holds NaN or infinity
-    int32_t* offsets;     // [N, Q] what the dot products of the group start from (linear.cpp)
+    int32_t* offsets;     // [N, Q, H] what the dot products of the part start from
+    float* sums;          // [N, Q, H] of the part; subtracted where minimums are; null for formats without
 };
 
 // Places (or, with a null scratch, counts) what `n` rows of inputs to `w` need.
@@ -62,6 +64,8 @@ struct Product {
     float* y;           // [n, M]
 };
 void multiply(const Product& product, int first, int last);
+template <Format kFormat>  // of `product.w`
+void multiply_format(const Product& product, int first, int last);
 
 // Panels per chunk, so that `threads` get several chunks each and tiles stay whole.
 int panels_per_chunk(int panels, int threads);

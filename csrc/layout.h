@@ -7,39 +7,54 @@
 namespace deepfast {
 
 static inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
-static inline constexpr bool is_grouped(Format f) { return f == Format::q8 || f == Format::q4 || f == Format::q4_min; }
+
+constexpr bool is_grouped(Format f) { return f != Format::f32 && f != Format::bf16; }
+constexpr bool has_nibbles(Format f) {
+    return f == Format::q4 || f == Format::q4_min || f == Format::q4_k || f == Format::q4_k16;
+}
+constexpr bool has_steps(Format f) { return f >= Format::q4_k; }
+constexpr bool has_minimums(Format f) { return f == Format::q4_min || (has_steps(f) && f != Format::q8_k16); }
+constexpr int parts_of(Format f) {  // H
+    return f == Format::q4_k16 || f == Format::q8_k16 || f == Format::q8_k16_min ? 2 : 1;
+}
 
 // One packed matrix: how many panels and groups, and the byte offsets of its parts.
 struct Layout {
     int panels;       // P
     int groups;       // Q, 0 for f32 and bf16
+    int spans;        // S
     size_t panel;     // bytes of values or codes in a panel
+    size_t steps;     // offset of the steps
+    size_t lows;      // offset of the lows
     size_t scales;    // offset of the scales
     size_t minimums;  // offset of the minimums
     size_t bytes;     // of the whole matrix, a multiple of 64
 };
 
-static inline Layout layout_of(Format format, int rows, int columns) {
+static inline Layout layout_of(const Packed& w) {
     Layout l{};
-    l.panels = (rows + kLanes - 1) / kLanes;
-    const size_t p = static_cast<size_t>(l.panels), k = static_cast<size_t>(columns);
-    if (!is_grouped(format)) {
-        l.panel = k * kLanes * (format == Format::f32 ? 4 : 2);
-        l.scales = l.minimums = p * l.panel;
+    l.panels = (w.rows + kLanes - 1) / kLanes;
+    const size_t p = static_cast<size_t>(l.panels), k = static_cast<size_t>(w.columns);
+    if (!is_grouped(w.format)) {
+        l.panel = k * kLanes * (w.format == Format::f32 ? 4 : 2);
         l.bytes = round_up(p * l.panel, 64);
         return l;
     }
-    l.groups = (columns + kGroup - 1) / kGroup;
-    const size_t q = static_cast<size_t>(l.groups), vectors = p * q * kLanes * 2;
-    l.panel = q * kGroup * kLanes / (format == Format::q8 ? 1 : 2);
-    l.scales = p * l.panel;
-    l.minimums = l.scales + vectors;
-    l.bytes = round_up(l.minimums + (format == Format::q4_min ? vectors : 0), 64);
+    l.groups = (w.columns + kGroup - 1) / kGroup;
+    l.spans = static_cast<int>((int64_t{l.groups} + w.span - 1) / w.span);
+    const size_t q = static_cast<size_t>(l.groups), lines = p * static_cast<size_t>(l.spans) * kLanes * 2;
+    const size_t small = has_steps(w.format) ? p * q * static_cast<size_t>(parts_of(w.format)) * kLanes : 0;
+    l.panel = q * kGroup * kLanes / (has_nibbles(w.format) ? 2 : 1);
+    l.steps = p * l.panel;
+    l.lows = l.steps + small;
+    l.scales = l.lows + (has_minimums(w.format) ? small : 0);
+    l.minimums = l.scales + lines;
+    l.bytes = round_up(l.minimums + (has_minimums(w.format) ? lines : 0), 64);
     return l;
 }
 
 static inline uint8_t* matrix_of(const Packed& w, int expert) {
-    return w.data + static_cast<size_t>(expert) * layout_of(w.format, w.rows, w.columns).bytes;
+    return w.data + static_cast<size_t>(expert) * layout_of(w).bytes;
 }
 
 // One page of the KV cache, keys first: byte offsets of the other parts.

@@ -20,25 +20,53 @@ constexpr int kLanes = 16;  // rows of a panel, positions of a KV block: the lan
 constexpr int kGroup = 32;  // weights (and activations) that share a scale in q8 and q4
 constexpr int kMaxHeadDim = 1024;
 
-enum class Format : int32_t { f32 = 0, bf16 = 1, q8 = 2, q4 = 3, q4_min = 4 };
+enum class Format : int32_t {
+    f32 = 0,
+    bf16 = 1,
+    q8 = 2,
+    q4 = 3,
+    q4_min = 4,
+    q4_k = 5,
+    q4_k16 = 6,
+    q8_k = 7,
+    q8_k16 = 8,
+    q8_k16_min = 9
+};
 enum class KVFormat : int32_t { f32 = 0, f16 = 1, q8 = 2 };
 
 // E matrices [M, K], one after another, in panels of 16 rows (lane r = row r); M is padded to 16 with zero
-// rows and, for q8 and q4, K to 32. P = M / 16, Q = K / 32 after padding. Each matrix starts on 64 bytes and
-// holds:
+// rows and, but for f32 and bf16, K to 32. P = M / 16, Q = K / 32 after padding. Each matrix starts on 64
+// bytes and holds:
 //   f32, bf16   values [P][K][16]
 //   q8          codes  [P][Q][8][16][4] int8, k = 4 w + j for word w and byte j;      scales [P][Q][16] f16;
-//   w = d q q4          codes  [P][Q][4][16][4], word w: low nibble k = 8 w + j, high nibble k = 8 w + 4 + j;
+//               w = d q
+//   q4          codes  [P][Q][4][16][4], word w: low nibble k = 8 w + j, high nibble k = 8 w + 4 + j;
 //               scales [P][Q][16] f16; w = d (q - 8)
 //   q4_min      as q4, then minimums [P][Q][16] f16; w = d q + m
+// With "_k" there are two levels: S = Q / span (rounded up) scales d and minimums m in a row, and int8 steps s
+// and lows l for each part of H = 1 (a whole group) or, with "16", H = 2 (half a group); w = (d s) q - m l
+//   q4_k, q4_k16, q8_k, q8_k16_min
+//               codes as q4 or q8, steps [P][Q][H][16], lows [P][Q][H][16], scales [P][S][16], minimums
+//               [P][S][16]
+//   q8_k16      the same without lows and minimums
 // Little-endian, and the same for every ISA: files are written in it and mapped (model/packed.py). Whoever
-// changes this picture raises PACKED_LAYOUT in config.py, so that old files are refused.
+// changes what a format of this picture is raises PACKED_LAYOUT in config.py, so that old files are refused.
 struct Packed {
     uint8_t* data;
     Format format;
     int32_t experts;  // E
     int32_t rows;     // M
     int32_t columns;  // K
+    int32_t span;     // groups that share a scale: 1 without "_k"
+};
+
+// Rows of a matrix that are quantised already; H and S as above. What a format lacks is null.
+struct Codes {
+    const int8_t* codes;       // [count, K] 8 bits: -128..127, 4 bits: 0..15
+    const uint16_t* scales;    // [count, S] f16
+    const uint16_t* minimums;  // [count, S] f16
+    const int8_t* steps;       // [count, parts]: K / (32 / H), rounded up
+    const int8_t* lows;        // [count, parts]
 };
 
 // Pages [layers][blocks][G]: the keys and values of one KV head at the 16 positions of one block. In a page:
@@ -73,10 +101,7 @@ struct Rope {
 // Weights to the packed layout. `first` is a multiple of 16 and so is `count` unless it ends the matrix.
 using PackOp = void(Pool&, const float* w /*[count, K]*/, int first, int count, const Packed& out,
                     int expert);
-using PackCodesOp = void(Pool&, const int8_t* codes /*[count, K] q8: -128..127, q4: 0..15*/,
-                         const uint16_t* scales /*[count, K / 32] f16*/,
-                         const uint16_t* minimums /*[count, K / 32] f16, q4_min only*/, int first, int count,
-                         const Packed& out, int expert);
+using PackCodesOp = void(Pool&, const Codes& codes, int first, int count, const Packed& out, int expert);
 using EmbedOp = void(Pool&, const Packed& table /*[V, D]*/, int expert, const int32_t* ids /*[N]*/, int n,
                      float* y /*[N, D]*/);
 

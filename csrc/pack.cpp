@@ -1,8 +1,9 @@
 // Weights into the packed layout, and single rows back out of it (the embedding lookup).
 //
 // In: float rows, or codes and scales that are already quantised. Out: panels of 16 rows. The rule of
-// rounding is that of backend/quant.py, code for code. A group that holds NaN or infinity gets the scale NaN:
-// the damage stays visible.
+// rounding is that of backend/quant.py, code for code; what a row stands for is what backend/grouped.py says,
+// bit for bit (the build forbids fused multiply-add here). A group that holds NaN or infinity gets the scale
+// NaN: the damage stays visible.
 #include "kernels.h"
 
 namespace deepfast::DF_ISA {
@@ -56,7 +57,7 @@ Group quantise(const float* x, Format format) {  // x: 32 weights of one row
 
 // Codes of one row and group to their places; `at` is the start of the group in its panel.
 void place_codes(const uint8_t* codes, Format format, int lane, uint8_t* at) {
-    if (format == Format::q8) {
+    if (!has_nibbles(format)) {
         for (int w = 0; w < 8; ++w) memcpy(at + 64 * w + 4 * lane, codes + 4 * w, 4);
         return;
     }
@@ -65,20 +66,27 @@ void place_codes(const uint8_t* codes, Format format, int lane, uint8_t* at) {
             at[64 * w + 4 * lane + j] = static_cast<uint8_t>(codes[8 * w + j] | codes[8 * w + 4 + j] << 4);
 }
 
+// What the rows of one panel are made of.
 struct Panel {
     uint8_t* codes;
+    int8_t* steps;
+    int8_t* lows;
     Half* scales;
     Half* minimums;
 };
 
 Panel panel_of(const Packed& w, const Layout& l, int expert, int panel) {
     uint8_t* base = matrix_of(w, expert);
-    const size_t vectors = static_cast<size_t>(panel) * static_cast<size_t>(l.groups) * kLanes;
-    return {base + static_cast<size_t>(panel) * l.panel, reinterpret_cast<Half*>(base + l.scales) + vectors,
-            reinterpret_cast<Half*>(base + l.minimums) + vectors};
+    const auto p = static_cast<size_t>(panel);
+    const size_t spans = p * static_cast<size_t>(l.spans) * kLanes;
+    const size_t parts = p * static_cast<size_t>(l.groups) * static_cast<size_t>(parts_of(w.format)) * kLanes;
+    return {base + p * l.panel, reinterpret_cast<int8_t*>(base + l.steps) + parts,
+            reinterpret_cast<int8_t*>(base + l.lows) + parts,
+            reinterpret_cast<Half*>(base + l.scales) + spans,
+            reinterpret_cast<Half*>(base + l.minimums) + spans};
 }
 
-size_t group_bytes(Format format) { return format == Format::q8 ? 512 : 256; }
+size_t group_bytes(Format format) { return has_nibbles(format) ? 256 : 512; }
 
 // One row of a panel in q8 or q4; `x` is null for a padding row.
 void pack_row(const float* x, int k, Format format, int lane, const Panel& panel, int groups) {
@@ -104,7 +112,7 @@ void pack_plain(const float* x, int rows, int k, E* to, const Convert& convert) 
 }  // namespace
 
 void pack(Pool& pool, const float* w, int first, int count, const Packed& out, int expert) {
-    const Layout l = layout_of(out.format, out.rows, out.columns);
+    const Layout l = layout_of(out);
     const int k = out.columns;
     pool.each(count_chunks(count, kLanes), [&](int chunk, int) {
         const Panel panel = panel_of(out, l, expert, first / kLanes + chunk);
@@ -123,43 +131,81 @@ void pack(Pool& pool, const float* w, int first, int count, const Packed& out, i
     });
 }
 
-void pack_codes(Pool& pool, const int8_t* codes, const uint16_t* scales, const uint16_t* minimums, int first,
-                int count, const Packed& out, int expert) {
-    const Layout l = layout_of(out.format, out.rows, out.columns);
-    const size_t groups = static_cast<size_t>(l.groups), step = group_bytes(out.format);
+namespace {
+
+// One value for each row of the panel, `count` times: from [rows, width] to [count][16], zeros where there
+// are none.
+template <class From, class To>
+void place_columns(const From* from, int rows, int width, int count, To* to) {
+    for (int i = 0; i < count; ++i)
+        for (int r = 0; r < kLanes; ++r) {
+            const bool there = r < rows && i < width;
+            const From value = there ? from[static_cast<size_t>(r) * static_cast<size_t>(width) + i] : From{};
+            memcpy(to + static_cast<size_t>(i) * kLanes + r, &value, sizeof value);
+        }
+}
+
+void place_rows(const int8_t* codes, int rows, const Packed& out, int groups, const Panel& panel) {
+    const size_t k = static_cast<size_t>(out.columns), bytes = group_bytes(out.format);
+    for (size_t g = 0; g < static_cast<size_t>(groups); ++g) {
+        const size_t count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
+        for (int r = 0; r < kLanes; ++r) {
+            uint8_t group[kGroup] = {};
+            if (r < rows) memcpy(group, codes + static_cast<size_t>(r) * k + g * kGroup, count);
+            place_codes(group, out.format, r, panel.codes + g * bytes);
+        }
+    }
+}
+
+}  // namespace
+
+void pack_codes(Pool& pool, const Codes& codes, int first, int count, const Packed& out, int expert) {
+    const Layout l = layout_of(out);
+    const int part = kGroup / parts_of(out.format), width = (out.columns + part - 1) / part;
+    const int parts = l.groups * parts_of(out.format);
     pool.each(count_chunks(count, kLanes), [&](int chunk, int) {
         const Panel panel = panel_of(out, l, expert, first / kLanes + chunk);
-        for (int r = 0; r < kLanes; ++r) {
-            const size_t row = static_cast<size_t>(chunk) * kLanes + static_cast<size_t>(r);
-            const bool real = row < static_cast<size_t>(count);
-            for (size_t g = 0; g < groups; ++g) {
-                uint8_t group[kGroup] = {};
-                if (real) memcpy(group, codes + (row * groups + g) * kGroup, kGroup);
-                place_codes(group, out.format, r, panel.codes + g * step);
-                panel.scales[g * kLanes + r] = {real ? scales[row * groups + g] : uint16_t{0}};
-                if (minimums)
-                    panel.minimums[g * kLanes + r] = {real ? minimums[row * groups + g] : uint16_t{0}};
-            }
-        }
+        const int row = chunk * kLanes, rows = count - row < kLanes ? count - row : kLanes;
+        const auto at = static_cast<size_t>(row);
+        const size_t spans = at * static_cast<size_t>(l.spans), small = at * static_cast<size_t>(width);
+        place_rows(codes.codes + at * static_cast<size_t>(out.columns), rows, out, l.groups, panel);
+        place_columns(codes.scales + spans, rows, l.spans, l.spans, panel.scales);
+        if (codes.minimums) place_columns(codes.minimums + spans, rows, l.spans, l.spans, panel.minimums);
+        if (codes.steps) place_columns(codes.steps + small, rows, width, parts, panel.steps);
+        if (codes.lows) place_columns(codes.lows + small, rows, width, parts, panel.lows);
     });
 }
 
 namespace {
 
-void unpack_group(const Panel& panel, Format format, int lane, int g, float* y /*[32]*/) {
+void unpack_codes(const Panel& panel, Format format, int lane, int g, float* y /*[32]*/) {
     const uint8_t* at = panel.codes + static_cast<size_t>(g) * group_bytes(format) + 4 * lane;
-    const float scale = to_float(panel.scales[g * kLanes + lane]);
-    if (format == Format::q8) {
-        for (int k = 0; k < kGroup; ++k)
-            y[k] = scale * static_cast<float>(static_cast<int8_t>(at[64 * (k / 4) + k % 4]));
-        return;
-    }
-    const bool shifted = format == Format::q4_min;
-    const float minimum = shifted ? to_float(panel.minimums[g * kLanes + lane]) : 0.0f;
+    const int middle = format == Format::q4 ? 8 : 0;
     for (int k = 0; k < kGroup; ++k) {
-        const uint8_t pair = at[64 * (k / 8) + k % 4];
-        const int code = k % 8 < 4 ? pair & 15 : pair >> 4;
-        y[k] = scale * static_cast<float>(shifted ? code : code - 8) + minimum;
+        if (has_nibbles(format)) {
+            const uint8_t pair = at[64 * (k / 8) + k % 4];
+            y[k] = static_cast<float>((k % 8 < 4 ? pair & 15 : pair >> 4) - middle);
+        } else {
+            y[k] = static_cast<float>(static_cast<int8_t>(at[64 * (k / 4) + k % 4]));
+        }
+    }
+}
+
+void unpack_group(const Panel& panel, const Packed& w, int lane, int g, float* y /*[32]*/) {
+    unpack_codes(panel, w.format, lane, g, y);
+    const int parts = parts_of(w.format), size = kGroup / parts;
+    const size_t at = static_cast<size_t>(g / w.span) * kLanes + static_cast<size_t>(lane);
+    const float scale = to_float(panel.scales[at]);
+    const float minimum = has_minimums(w.format) ? to_float(panel.minimums[at]) : 0.0f;
+    for (int h = 0; h < parts; ++h) {
+        const size_t part = static_cast<size_t>(g * parts + h) * kLanes + static_cast<size_t>(lane);
+        const float d = has_steps(w.format) ? scale * panel.steps[part] : scale;
+        const float low =
+            has_steps(w.format) && has_minimums(w.format) ? minimum * panel.lows[part] : -minimum;
+        for (int k = h * size; k < (h + 1) * size; ++k) {
+            y[k] *= d;
+            if (has_minimums(w.format)) y[k] -= low;
+        }
     }
 }
 
@@ -176,7 +222,7 @@ void unpack_row(const Packed& w, const Layout& l, int expert, int row, float* y 
         float group[kGroup];
         for (int g = 0; g < l.groups; ++g) {
             const int count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
-            unpack_group(panel, w.format, lane, g, group);
+            unpack_group(panel, w, lane, g, group);
             memcpy(y + g * kGroup, group, static_cast<size_t>(count) * sizeof(float));
         }
     }
@@ -185,7 +231,7 @@ void unpack_row(const Packed& w, const Layout& l, int expert, int row, float* y 
 }  // namespace
 
 void embed(Pool& pool, const Packed& table, int expert, const int32_t* ids, int n, float* y) {
-    const Layout l = layout_of(table.format, table.rows, table.columns);
+    const Layout l = layout_of(table);
     pool.each(count_chunks(n, 8), [&](int chunk, int) {
         const Span rows = span_of(chunk, 8, n);
         for (int i = rows.first; i < rows.last; ++i)

@@ -20,9 +20,11 @@
 
 #if defined(DEEPFAST_EMULATE_AVX512) || defined(DEEPFAST_SANITIZE)  // small code for test builds
 #define DF_INLINE static inline
+#define DF_INLINE_MEMBER inline
 #define DF_UNROLL
 #else
 #define DF_INLINE static inline __attribute__((always_inline))
+#define DF_INLINE_MEMBER inline __attribute__((always_inline))
 #if defined(__clang__)
 #define DF_UNROLL _Pragma("unroll")
 #else

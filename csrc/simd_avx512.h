@@ -105,16 +105,27 @@ DF_INLINE void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
 }
 DF_INLINE void store(uint8_t* p, Nibbles x) { _mm512_storeu_si512(p, x.v); }
 
-struct NibbleDot {  // sum over a group of (code - 8) * x
-    using Codes = Nibbles;
+struct Steps {  // what each lane's sum is multiplied by
     __m512i v;
+};
+DF_INLINE Steps widen_steps(const int8_t* p) {
+    return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+
+struct NibbleDot {  // sum over a group of (code - 8) * x, or of code * x
+    using Codes = Nibbles;
+    using Steps = ::deepfast::DF_ISA::Steps;
+    __m512i v;
+    DF_INLINE Steps load_steps(const int8_t* p) { return widen_steps(p); }
     DF_INLINE int32_t start_word(int32_t sum) { return -8 * sum; }
     DF_INLINE NibbleDot start(int32_t word) { return {_mm512_set1_epi32(word)}; }
     DF_INLINE Nibbles load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 };
 struct ByteDot {
     using Codes = Bytes;
+    using Steps = ::deepfast::DF_ISA::Steps;
     __m512i v;
+    DF_INLINE Steps load_steps(const int8_t* p) { return widen_steps(p); }
     DF_INLINE int32_t start_word(int32_t sum) { return -128 * sum; }
     DF_INLINE ByteDot start(int32_t word) { return {_mm512_set1_epi32(word)}; }
     DF_INLINE Bytes load(const uint8_t* p) {
@@ -129,6 +140,10 @@ DF_INLINE ByteDot dot(ByteDot a, Bytes w, int32_t x) {
 }
 DF_INLINE Ints finish(NibbleDot a) { return {a.v}; }
 DF_INLINE Ints finish(ByteDot a) { return {a.v}; }
+template <class Sum>
+DF_INLINE Ints finish(Sum a, Steps steps) {  // the sums times the steps, below 2^27
+    return {_mm512_mullo_epi32(a.v, steps.v)};
+}
 
 // Int8 keys, four dimensions of 16 positions, against four int16 of a query as 128 high + low: exact, for at
 // most 1,024 dims. Parts of the sum may wrap around 2^32, the whole does not.

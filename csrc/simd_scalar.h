@@ -126,9 +126,20 @@ DF_INLINE void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
 }
 DF_INLINE void store(uint8_t* p, const Nibbles& x) { memcpy(p, x.v, sizeof x.v); }
 
+struct Steps {  // what each lane's sum is multiplied by
+    int32_t v[kLanes];
+};
+DF_INLINE Steps widen_steps(const int8_t* p) {
+    Steps y;
+    for (int i = 0; i < kLanes; ++i) y.v[i] = p[i];
+    return y;
+}
+
 struct NibbleDot {
     using Codes = Nibbles;
+    using Steps = ::deepfast::DF_ISA::Steps;
     int32_t v[kLanes];
+    DF_INLINE Steps load_steps(const int8_t* p) { return widen_steps(p); }
     DF_INLINE int32_t start_word(int32_t sum) { return -8 * sum; }
     DF_INLINE NibbleDot start(int32_t word) {
         NibbleDot s;
@@ -143,7 +154,9 @@ struct NibbleDot {
 };
 struct ByteDot {
     using Codes = Bytes;
+    using Steps = ::deepfast::DF_ISA::Steps;
     int32_t v[kLanes];
+    DF_INLINE Steps load_steps(const int8_t* p) { return widen_steps(p); }
     DF_INLINE int32_t start_word(int32_t /*sum*/) { return 0; }
     DF_INLINE ByteDot start(int32_t /*word*/) { return {}; }
     DF_INLINE Bytes load(const uint8_t* p) {
@@ -164,6 +177,12 @@ template <class Sum>
 DF_INLINE Ints finish(const Sum& s) {
     Ints y;
     memcpy(y.v, s.v, sizeof y.v);
+    return y;
+}
+template <class Sum>
+DF_INLINE Ints finish(const Sum& s, const Steps& steps) {  // the sums times the steps, below 2^27
+    Ints y;
+    for (int i = 0; i < kLanes; ++i) y.v[i] = s.v[i] * steps.v[i];
     return y;
 }
 

@@ -21,5 +21,5 @@ build_aside() {
 
 test_aside() {
     PYTHONSAFEPATH=1 PYTHONPATH="$PWD/$directory/package" "$python" -m pytest -q -p no:cacheprovider \
-        tests/test_kernels.py tests/test_kernels_border.py "$@"
+        tests/test_kernels.py tests/test_kernels_grouped.py tests/test_kernels_border.py "$@"
 }

@@ -1,4 +1,5 @@
-"""What the kernel tests share: a backend per instruction set, random numbers, two measures of nearness.
+"""What the kernel tests share: a backend per instruction set, random numbers and quantised matrices, two
+measures of nearness.
 
 Does not know: any op.
 """
@@ -13,6 +14,7 @@ import pytest
 from deepfast import _C
 from deepfast.backend.base import FloatArray
 from deepfast.backend.cpu import CpuBackend
+from deepfast.backend.grouped import Grouped, Layout
 
 ISAS = ["avx512", "avx2", "scalar"]
 
@@ -46,6 +48,27 @@ def backend_of(isa: str) -> CpuBackend:
 def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> FloatArray:
     """Normal numbers, float32."""
     return (np.random.default_rng((seed, *shape)).standard_normal(shape) * scale).astype(np.float32)
+
+
+def random_rows(layout: Layout, m: int, k: int, seed: int = 0) -> Grouped:
+    """A quantised matrix [m, k] of normal scale; every code, step and low there is occurs, with its sign."""
+    rng = np.random.default_rng((seed, m, k, layout.span, *layout.format.encode()))
+    q = -(-k // 32)
+    spans, parts = -(-q // layout.span), -(-k // layout.part)
+    wide = layout.bits == 8
+    codes = rng.integers(-128 if wide else 0, 128 if wide else 16, (m, k))
+    size = 2.0 ** (-(7 if wide else 3) - (6 if layout.two_level else 0))
+    scales, minimums = ((rng.standard_normal((m, spans)) * s).astype(np.float16) for s in (size, size * 4))
+    steps, lows = (rng.integers(-128, 128, (m, parts), dtype=np.int8) for _ in range(2))
+    two, shifted = layout.two_level, layout.has_minimums
+    return Grouped(
+        layout,
+        codes.astype(np.int8 if wide else np.uint8),
+        scales,
+        minimums if shifted else None,
+        steps if two else None,
+        lows if two and shifted else None,
+    )
 
 
 def assert_close(got: FloatArray, wanted: FloatArray, bound: float) -> None:

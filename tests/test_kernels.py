@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_support import ISAS, NumpyBackend, assert_close, assert_near, backend_of, in_numpy, numbers
+from kernel_support import ISAS, NumpyBackend, assert_close, assert_near, backend_of, numbers
 
-from deepfast import _C
 from deepfast.backend.base import Batch, FloatArray
-from deepfast.backend.cpu import CpuBackend, aligned_empty
+from deepfast.backend.cpu import CpuBackend
+from deepfast.backend.grouped import Grouped, Layout
 from deepfast.backend.quant import ArrayMatrix, quantise_q4, quantise_q8, rounded
 from deepfast.backend.reference import ReferenceBackend
 from deepfast.config import WeightFormat
@@ -57,21 +57,9 @@ class TestPacking:
         codes, scales = quantise_q8(numbers(20, width))
         wanted = codes.astype(np.float32) * np.repeat(scales.astype(np.float32), 32, axis=1)
         for kept in (codes, codes[:, :width]):
-            part = ArrayMatrix(wanted[:, :width].copy(), (np.ascontiguousarray(kept), scales))
-            assert np.array_equal(cpu.unpack(cpu.pack([part, part], "q8"))[20:], wanted[:, :width])
-
-    def test_q4_with_minimums(self, cpu: CpuBackend) -> None:
-        rng = np.random.default_rng(1)
-        codes = rng.integers(0, 16, (19, 96), dtype=np.int8)
-        scales, minimums = (rng.standard_normal((19, 3)).astype(np.float16) for _ in range(2))
-        buffer = aligned_empty(_C.packed_bytes("q4_min", 1, 19, 96))
-        native = _C.Matrix(buffer, "q4_min", 1, 19, 96)
-        cpu._core.pack_codes(native, buffer, 0, 0, codes, scales.view(np.uint16), minimums.view(np.uint16))
-        wide = (np.repeat(a.astype(np.float32), 32, axis=1) for a in (scales, minimums))
-        wanted = codes * next(wide) + next(wide)
-        values, x = cpu._core.embed(np.arange(19, dtype=np.int32), native, 0), numbers(9, 96)
-        assert_close(in_numpy(values), wanted, 1e-6)
-        assert_near(in_numpy(cpu._core.linear(x, native, None)), x @ wanted.T, 0.01)
+            part = ArrayMatrix.of(Grouped(Layout("q8"), kept, scales))
+            packed = cpu.unpack(cpu.pack([part, part], "q8"))[20:]
+            assert np.array_equal(packed, wanted[:, : kept.shape[1]])
 
     def test_a_damaged_weight_stays_visible(self, cpu: CpuBackend) -> None:
         w = numbers(16, 64)
@@ -117,7 +105,7 @@ class TestLinear:
         y = cpu.linear(ones.astype(np.float32), cpu.pack([ArrayMatrix(ends)], format))
         assert_close(y, (ones @ ends.T).astype(np.float32), 1e-5 if format == "q4" else 0.02)
         codes = np.full((16, 64), -128, np.int8)
-        part = ArrayMatrix(codes.astype(np.float32), (codes, np.ones((16, 2), np.float16)))
+        part = ArrayMatrix.of(Grouped(Layout("q8"), codes, np.ones((16, 2), np.float16)))
         y = cpu.linear(-np.ones((2, 64), np.float32), cpu.pack([part], "q8"))
         assert_close(y, np.full((2, 16), 128.0 * 64, np.float32), 1e-5)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from checkpoints import encode, make_checkpoint
 
+from deepfast.backend.grouped import Grouped, Layout
 from deepfast.backend.quant import (
     ArrayMatrix,
     dequantise_q4,
@@ -66,7 +67,7 @@ def test_a_tensor_comes_back_as_its_dtype_keeps_it(tmp_path: Path, dtype: str):
     }[dtype]
     np.testing.assert_array_equal(matrix.rows(0, 24), kept)
     np.testing.assert_array_equal(matrix.rows(7, 9), kept[7:9])
-    assert (matrix.quantised() is not None) == (dtype == "Q8")
+    assert (matrix.layout is not None) == (dtype == "Q8")
 
 
 def test_shards_equal_one_file(tmp_path: Path):
@@ -269,6 +270,6 @@ def test_q8_codes_pass_through_the_reference_without_loss():
     w = np.random.RandomState(3).standard_normal((5, 40)).astype(np.float32)
     codes, scales = quantise_q8(w)
     kept = dequantise_q8(codes, scales, 40)
-    stored = ArrayMatrix(np.full((5, 40), np.nan, np.float32), (codes[:, :40], scales))
+    stored = ArrayMatrix(np.full((5, 40), np.nan, np.float32), Grouped(Layout("q8"), codes[:, :40], scales))
     np.testing.assert_array_equal(ReferenceBackend().pack([stored], "q8").values, kept)
     np.testing.assert_array_equal(rounded(w, "q8"), kept)

@@ -99,9 +99,9 @@ class Backend(Protocol):
     def pack(self, parts: Sequence[Any], format: WeightFormat) -> Weight:
         """Stack matrices [M_i, K] along M and pack them in `format`.
 
-        Each part is a `model.weights.Matrix`: `.shape`, and `.rows(first, last) -> float32 [last - first,
-        K]`; a part that is already q8 also has `.quantised()` -> (int8 [M, K], float16 [M, K / 32]) or None,
-        kept without loss.
+        Each part is a `model.tensors.Matrix`: `.shape`, `.rows(first, last) -> float32 [last - first, K]`, and
+        `.layout`, not None when it is quantised already: then `.grouped(first, last)` is read where
+        `grouped.kept_layout` says that the format keeps it without loss; otherwise rows are rounded.
         """
         ...
 
@@ -110,7 +110,7 @@ class Backend(Protocol):
         ...
 
     def mapped(self, matrix: Any) -> Weight:
-        """A `model.weights.PackedMatrix`, used where it lies in its file. Raises ModelError when its bytes
+        """A `model.directory.PackedMatrix`, used where it lies in its file. Raises ModelError when its bytes
         cannot be what it says."""
         ...
 

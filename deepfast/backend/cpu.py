@@ -22,10 +22,10 @@ except ImportError as error:
         "the native core is missing: this is the source tree, not the installed package. "
         "Start Python in another directory, or install with pip install -e ."
     ) from error
-from ..config import BLOCK_SIZE, ENV_ISA, GROUP_SIZE, KVFormat, WeightFormat, kv_head_bytes
+from ..config import BLOCK_SIZE, ENV_ISA, KVFormat, WeightFormat, kv_head_bytes
 from ..types import EngineError, ModelError, UsageError
 from .base import Batch, FloatArray, IntArray, SampleArgs
-from .grouped import Layout
+from .grouped import Grouped, Layout, PackedFormat, kept_layout, widened
 from .machine import available_cpus
 
 PACK_ROWS = 1024  # rows of a matrix that are in memory as float32 while it is packed; whole panels of 16
@@ -36,12 +36,17 @@ ALIGNMENT = 64  # a cache line, a 512-bit register
 class Weight:
     """Packed matrices [E, M, K]: one buffer that could as well be mapped from a file, and its native view."""
 
-    format: WeightFormat
+    layout: Layout
     experts: int  # E
     rows: int  # M
     columns: int  # K
     buffer: npt.NDArray[np.uint8]
     native: _C.Matrix
+
+    @property
+    def format(self) -> PackedFormat:
+        """Of the layout."""
+        return self.layout.format
 
 
 def aligned_empty(size: int) -> npt.NDArray[np.uint8]:
@@ -72,6 +77,29 @@ def _stacked(arrays: Iterable[npt.NDArray[Any]], kind: type[np.generic]) -> npt.
     several = list(arrays)
     whole = several[0] if len(several) == 1 else np.concatenate(several)
     return np.ascontiguousarray(whole, kind)
+
+
+def _stacked_if(kind: type[np.generic], *arrays: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+    """The same of what a layout may lack, float16 as its bits."""
+    there = [array for array in arrays if array is not None]
+    if not there:
+        return None
+    stacked = _stacked(there, kind)
+    return stacked.view(np.uint16) if kind is np.float16 else stacked
+
+
+def _layouts(experts: Sequence[Sequence[Any]]) -> Iterator[Layout | None]:
+    """Of every part."""
+    return (part.layout for parts in experts for part in parts)
+
+
+def _checked_rows(part: Any, first: int, last: int, layout: Layout) -> Grouped:
+    """Quantised rows of a part in `layout`."""
+    rows: Grouped = part.grouped(first, last)
+    for numbers in (rows.scales, rows.minimums):
+        if numbers is not None and not np.isfinite(numbers).all():
+            raise ModelError(f"{part.name} holds a scale that is not finite: the file is damaged.")
+    return widened(rows, layout)
 
 
 class CpuBackend:
@@ -119,34 +147,34 @@ class CpuBackend:
     def pack_experts(self, experts: Sequence[Sequence[Any]], format: WeightFormat) -> Weight:
         """E stacks of equal shape -> [E, M, K]"""
         rows, columns = sum(part.shape[0] for part in experts[0]), experts[0][0].shape[1]
-        buffer = aligned_empty(_C.packed_bytes(format, len(experts), rows, columns))
-        weight = Weight(
-            format,
-            len(experts),
-            rows,
-            columns,
-            buffer,
-            _C.Matrix(buffer, format, len(experts), rows, columns),
-        )
+        shape, kept = (len(experts), rows, columns), kept_layout(_layouts(experts), format)
+        layout = kept or Layout(format)
+        buffer = aligned_empty(self.packed_bytes(layout, *shape))
+        native = _C.Matrix(buffer, layout.format, *shape, layout.span)
+        weight = Weight(layout, *shape, buffer, native)
         for expert, parts in enumerate(experts):
-            if format in ("q8", "q4") and all(part.layout == Layout(format) for part in parts):
+            if kept is not None:
                 self._pack_codes(weight, expert, parts)
             else:
                 self._pack_floats(weight, expert, parts)
         return weight
 
-    def packed_bytes(self, format: WeightFormat, experts: int, rows: int, columns: int) -> int:
+    def layout_of(self, experts: Sequence[Sequence[Any]], format: WeightFormat) -> Layout:
+        """How `pack_experts` packs these."""
+        return kept_layout(_layouts(experts), format) or Layout(format)
+
+    def packed_bytes(self, layout: Layout, experts: int, rows: int, columns: int) -> int:
         """Bytes of matrices [E, M, K] in the packed layout."""
-        return _C.packed_bytes(format, experts, rows, columns)
+        return _C.packed_bytes(layout.format, experts, rows, columns, layout.span)
 
     def mapped(self, matrix: Any) -> Weight:
         """Packed matrices [E, M, K] of a file, used where they lie. Raises ModelError when they cannot be."""
         shape = matrix.experts, matrix.rows, matrix.columns
         try:
-            native = _C.Matrix(matrix.data, matrix.format, *shape)
+            native = _C.Matrix(matrix.data, matrix.format, *shape, matrix.span)
         except ValueError as error:
             raise ModelError(f"{matrix.name} is damaged: {error}. Run deepfast quantize again.") from error
-        return Weight(matrix.format, *shape, matrix.data, native)
+        return Weight(Layout(matrix.format, matrix.span), *shape, matrix.data, native)
 
     def _pack_floats(self, weight: Weight, expert: int, parts: Sequence[Any]) -> None:
         """Rows [M, K] in float32, rounded to the format."""
@@ -155,17 +183,20 @@ class CpuBackend:
             self._core.pack(weight.native, weight.buffer, expert, first, values)
 
     def _pack_codes(self, weight: Weight, expert: int, parts: Sequence[Any]) -> None:
-        """Codes [M, K] and scales [M, K / 32] of parts that are in the format already, as they are."""
-        width = -(-weight.columns // GROUP_SIZE) * GROUP_SIZE
-        kind = np.uint8 if weight.format == "q4" else np.int8
+        """Rows of parts that are quantised already, as they are. Raises ModelError on a damaged scale."""
         for first, piece in _pieces(parts):
-            rows = [part.grouped(a, b) for part, a, b in piece]
-            codes = _stacked((r.codes for r in rows), kind)
-            scales = _stacked((r.scales for r in rows), np.float16)
-            if codes.shape[1] < width:
-                codes = np.pad(codes, ((0, 0), (0, width - codes.shape[1])))
+            rows = [_checked_rows(part, a, b, weight.layout) for part, a, b in piece]
+            codes = _stacked((r.codes for r in rows), rows[0].codes.dtype.type).view(np.int8)
             self._core.pack_codes(
-                weight.native, weight.buffer, expert, first, codes.view(np.int8), scales.view(np.uint16), None
+                weight.native,
+                weight.buffer,
+                expert,
+                first,
+                codes,
+                _stacked((r.scales for r in rows), np.float16).view(np.uint16),
+                _stacked_if(np.float16, *(r.minimums for r in rows)),
+                _stacked_if(np.int8, *(r.steps for r in rows)),
+                _stacked_if(np.int8, *(r.lows for r in rows)),
             )
 
     def unpack(self, weight: Weight, expert: int = 0, first: int = 0, last: int | None = None) -> FloatArray:

@@ -110,6 +110,19 @@ def join(layouts: Iterable[Layout]) -> Layout:
     return Layout(("q8_k16_min" if halves else "q8_k") if lows else "q8_k16", span)
 
 
+def kept_layout(layouts: Iterable[Layout | None], format: str) -> Layout | None:
+    """How matrices of these layouts (None: floats) are packed together in a WeightFormat without loss; None when
+    they cannot be: then their values are rounded.
+
+    q4 keeps layouts of 4 bits. q8 keeps all: it promises precision, not a size, so matrices of 4 bits alone
+    stay at 4 bits. A stack has one layout, so that one matrix of 8 bits widens the others.
+    """
+    found = list(layouts)
+    bits = {"q4": 4, "q8": 8}.get(format, 0)
+    grouped = [layout for layout in found if layout is not None and layout.bits <= bits]
+    return join(grouped) if grouped and len(grouped) == len(found) else None
+
+
 def widened(rows: Grouped, to: Layout) -> Grouped:
     """The same values in `to`, a layout that `join` gave for this one and others."""
     if rows.layout == to:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import GROUP_SIZE, WeightFormat
+from .grouped import Grouped, Layout, take_rows
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
@@ -108,7 +109,13 @@ class ArrayMatrix:
     """A matrix in memory with the face that `Backend.pack` reads (a checkpoint's Matrix has the same)."""
 
     values: FloatArray  # [M, K]
-    codes: Codes | None = None  # int8 [M, K], float16 [M, P / 32] when it is q8 already
+    kept: Grouped | None = None  # the same in a layout, when it is quantised already
+    name: str = "a matrix"
+
+    @classmethod
+    def of(cls, rows: Grouped) -> ArrayMatrix:
+        """A matrix that is quantised already."""
+        return cls(rows.floats(), rows)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -119,6 +126,11 @@ class ArrayMatrix:
         """float32 [last - first, K]"""
         return self.values[first:last]
 
-    def quantised(self) -> Codes | None:
-        """The q8 codes without loss, where there are any."""
-        return self.codes
+    @property
+    def layout(self) -> Layout | None:
+        """How it is quantised, if it is."""
+        return None if self.kept is None else self.kept.layout
+
+    def grouped(self, first: int, last: int) -> Grouped | None:
+        """The same rows in `layout`."""
+        return None if self.kept is None else take_rows(self.kept, first, last)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from ..config import BLOCK_SIZE, KVFormat, WeightFormat
 from ..types import EngineError, ModelError
 from .base import Batch, FloatArray, IntArray, SampleArgs
-from .quant import dequantise_q8, rounded, rounded_heads
+from .grouped import kept_layout
+from .quant import rounded, rounded_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,12 @@ class ReferenceCache:
     values: npt.NDArray[Any]
 
 
-def _stack(parts: Sequence[Any], format: WeightFormat) -> FloatArray:
-    """Parts [M_i, K] -> [M, K] with the values that `format` can hold."""
-    stored = []
-    for part in parts:
-        codes = part.quantised() if format == "q8" else None
-        if codes is not None:
-            stored.append(dequantise_q8(codes[0], codes[1], part.shape[1]))
-        else:
-            stored.append(rounded(part.rows(0, part.shape[0]), format))
-    return np.concatenate(stored)
+def _stack(experts: Sequence[Sequence[Any]], format: WeightFormat) -> FloatArray:
+    """Parts [M_i, K] of each expert -> [E, M, K] with the values that `format` can hold."""
+    kept = kept_layout((part.layout for parts in experts for part in parts), format)
+    if kept is not None:
+        return np.stack([np.concatenate([p.grouped(0, p.shape[0]).floats() for p in e]) for e in experts])
+    return np.stack([np.concatenate([rounded(p.rows(0, p.shape[0]), format) for p in e]) for e in experts])
 
 
 def _matmul(x: FloatArray, w: FloatArray) -> FloatArray:
@@ -90,11 +87,11 @@ class ReferenceBackend:
 
     def pack(self, parts: Sequence[Any], format: WeightFormat) -> ReferenceWeight:
         """Stack matrices [M_i, K] along M."""
-        return ReferenceWeight(format, _stack(parts, format))
+        return ReferenceWeight(format, _stack([parts], format)[0])
 
     def pack_experts(self, experts: Sequence[Sequence[Any]], format: WeightFormat) -> ReferenceWeight:
         """E stacks of parts -> [E, M, K]"""
-        return ReferenceWeight(format, np.stack([_stack(parts, format) for parts in experts]))
+        return ReferenceWeight(format, _stack(experts, format))
 
     def mapped(self, matrix: Any) -> ReferenceWeight:
         """Refused: the packed layout is the native core's own."""

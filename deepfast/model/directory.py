@@ -59,10 +59,6 @@ class CodedMatrix(Matrix):
         """Codes and scales, as they lie in the file."""
         return Grouped(Layout("q8"), self._codes[first:last], self._scales[first:last])
 
-    def quantised(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
-        """All codes and scales."""
-        return self._codes, self._scales
-
 
 class PackedMatrix(NamedTuple):
     """Matrices [E, M, K] in the layout of csrc/ops.h, as they lie in the file, for `Backend.mapped`."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..backend.base import Array, Backend, Weight
+from ..backend.grouped import kept_layout
 from ..config import WeightFormat
 from ..types import ModelError, UsageError
 from .shapes import EMBEDDING, HEAD, Stack, stacks
@@ -24,7 +25,9 @@ DERIVED = (
 ROUTER = ".mlp.gate.weight"  # small, and it decides: its precision is kept
 
 Progress = Callable[[float], None]
-Prepare = Callable[[str, Matrix], Matrix]  # a matrix's name and the matrix -> what is packed in its place
+Prepare = Callable[
+    [str, Matrix], Matrix
+]  # by name; gives a matrix of the same shape, at once: work is for its rows
 
 
 def load_tensors(
@@ -35,7 +38,7 @@ def load_tensors(
     prepare: Prepare | None = None,
 ) -> Iterator[tuple[str, Weight | Array]]:
     """Every tensor of `model_stacks`, in that order; format None keeps each matrix as stored. `progress` gets
-    fractions up to 1. `prepare` may put another matrix in the place of each."""
+    fractions up to 1. Each matrix passes through `prepare` on its way into a stack."""
     if checkpoint.config.packed and format not in (None, checkpoint.stored):
         raise UsageError(
             f"{checkpoint.path} is packed as {checkpoint.stored} and cannot become {format}. "
@@ -69,15 +72,26 @@ def model_stacks(checkpoint: Checkpoint) -> dict[str, Stack]:
     return found
 
 
-def stack_format(
-    checkpoint: Checkpoint, name: str, stack: Stack, wanted: WeightFormat | None
-) -> WeightFormat:
-    """The format that a stack of matrices is packed in."""
-    stored = {part.stored for part in _matrices(checkpoint, stack)[0]}
+def stack_format(name: str, parts: list[list[Matrix]], wanted: WeightFormat | None) -> WeightFormat:
+    """The format that a stack of matrices is packed in. Kept as stored, a mixture of 4 and 8 bits is q8."""
+    matrices = [part for expert in parts for part in expert]
+    stored = {part.stored for part in matrices}
     kept: WeightFormat = stored.pop() if len(stored) == 1 else "f32"
+    if len(stored) > 1 and kept_layout((part.layout for part in matrices), "q8") is not None:
+        kept = "q8"
     if name.endswith(ROUTER):
         return "bf16" if kept == "bf16" else "f32"
     return wanted or kept
+
+
+def stack_matrices(
+    checkpoint: Checkpoint, stack: Stack, prepare: Prepare | None = None
+) -> list[list[Matrix]]:
+    """The matrices of each expert, prepared; nothing is read yet."""
+    found = [[checkpoint.matrix(name, (m, k)) for name, (m, k) in parts] for parts in stack.experts]
+    if prepare is None:
+        return found
+    return [[prepare(part.name, part) for part in parts] for parts in found]
 
 
 def _tensor(
@@ -93,16 +107,9 @@ def _tensor(
         return backend.vector(np.concatenate([checkpoint.vector(part, *shape) for part, shape in named]))
     if checkpoint.config.packed:
         return backend.mapped(checkpoint.packed(name, len(stack.experts), *stack.shape))
-    parts = _matrices(checkpoint, stack)
-    chosen = stack_format(checkpoint, name, stack, format)
-    if prepare:
-        parts = [[prepare(part.name, part) for part in each] for each in parts]
+    parts = stack_matrices(checkpoint, stack, prepare)
+    chosen = stack_format(name, parts, format)
     return backend.pack_experts(parts, chosen) if stack.sparse else backend.pack(parts[0], chosen)
-
-
-def _matrices(checkpoint: Checkpoint, stack: Stack) -> list[list[Matrix]]:
-    """The matrices of each expert; nothing is read yet."""
-    return [[checkpoint.matrix(name, (m, k)) for name, (m, k) in parts] for parts in stack.experts]
 
 
 def _equal(a: Matrix, b: Matrix, step: int = 4096) -> bool:

@@ -2,7 +2,8 @@
 
 In: an open Checkpoint, the CPU backend, q4 or q8, a directory that is not there yet. Out: that directory:
 config.json that says so, the small files as they were, and one safetensors file with a byte tensor for each
-weight of `stacks`, described in its metadata ("q4 1 x 4096 x 1024"), and a float32 tensor for each vector.
+weight of `stacks`, described in its metadata ("q4 1 x 4096 x 1024", or "q4_k/8 1 x 4096 x 1024" with the span
+of its scales), and a float32 tensor for each vector.
 The bytes are little-endian and the same for every instruction set. Does not know: how a panel looks.
 """
 
@@ -17,11 +18,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..backend.cpu import CpuBackend, Weight
-from ..backend.grouped import Layout
 from ..config import GROUP_SIZE, PACKED_LAYOUT
 from ..types import UsageError
 from .directory import INDEX, SINGLE, describe_packed
-from .load import Prepare, Progress, load_tensors, model_stacks, stack_format
+from .load import Prepare, Progress, load_tensors, model_stacks, stack_format, stack_matrices
 from .safetensors import write_header
 from .weights import Checkpoint
 
@@ -51,9 +51,10 @@ def write_packed(
     progress: Progress | None = None,
     prepare: Prepare | None = None,
 ) -> int:
-    """Write the directory `out`, complete or not at all; returns the bytes of its weights."""
+    """Write the directory `out`, complete or not at all; returns the bytes of its weights. Each matrix passes
+    through `prepare` twice: to plan the file, and to be packed."""
     check_target(checkpoint, out)
-    plan = _plan(checkpoint, backend, format)
+    plan = _plan(checkpoint, backend, format, prepare)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -88,17 +89,20 @@ def check_target(checkpoint: Checkpoint, out: Path) -> None:
         raise UsageError(f"{out} is there already. Remove it, or name another directory.")
 
 
-def _plan(checkpoint: Checkpoint, backend: CpuBackend, format: Literal["q4", "q8"]) -> _Plan:
+def _plan(
+    checkpoint: Checkpoint, backend: CpuBackend, format: Literal["q4", "q8"], prepare: Prepare | None
+) -> _Plan:
     plan = _Plan([], [], {})
     for name, stack in model_stacks(checkpoint).items():
         if len(stack.shape) == 1:
             plan.vectors.append((name, "F32", stack.shape))
             continue
         rows, columns = stack.shape
-        chosen, experts = stack_format(checkpoint, name, stack, format), len(stack.experts)
-        size = backend.packed_bytes(chosen, experts, rows, columns)
+        parts, experts = stack_matrices(checkpoint, stack, prepare), len(stack.experts)
+        layout = backend.layout_of(parts, stack_format(name, parts, format))
+        size = backend.packed_bytes(layout, experts, rows, columns)
         plan.weights.append((name, "U8", (size,)))
-        plan.metadata[name] = describe_packed(Layout(chosen), experts, rows, columns)
+        plan.metadata[name] = describe_packed(layout, experts, rows, columns)
     return plan
 
 

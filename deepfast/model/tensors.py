@@ -45,10 +45,6 @@ class Matrix(ABC):
         """The same rows in `layout`, None when there is none."""
         return None
 
-    def quantised(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]] | None:
-        """All codes and scales, of plain q8 only."""
-        return None
-
 
 class Source(Protocol):
     """The stored tensors of a checkpoint under their Hugging Face names, one for each expert also where a
