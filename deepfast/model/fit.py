@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..backend.grouped import Layout, join
+from ..backend.grouped import Layout, kept_layout
 from ..config import (
     BLOCK_SIZE,
     GROUP_SIZE,
@@ -21,8 +21,8 @@ from ..config import (
     WeightFormat,
     kv_bytes_per_token,
 )
-from ..types import ModelError, UsageError, as_size
-from .load import ROUTER
+from ..types import UsageError, as_size
+from .load import stack_format
 from .shapes import Stack, stacks, weight_bytes
 from .weights import Checkpoint
 
@@ -133,11 +133,9 @@ def step_bytes(config: ModelConfig, engine: EngineConfig, context: int) -> int:
     return rows * (4 * (4 * hidden + qkv + 2 * heads) + widest) + logits + sampling + table
 
 
-def packed_size(layout: Layout | WeightFormat, rows: int, columns: int) -> int:
+def packed_size(layout: Layout, rows: int, columns: int) -> int:
     """A matrix as it is packed: rows fill panels of 16, columns groups of 32."""
     rows = -(-rows // LANES) * LANES
-    if not isinstance(layout, Layout):
-        layout = Layout(layout)
     if layout.format in ("f32", "bf16"):
         return rows * columns * (4 if layout.format == "f32" else 2)
     groups = -(-columns // GROUP_SIZE)
@@ -156,27 +154,16 @@ def loaded_bytes(checkpoint: Checkpoint, format: WeightFormat | None) -> int:
         if len(stack.shape) == 1:
             total += 4 * stack.shape[0]
             continue
-        rows, columns = stack.shape
-        total += len(stack.experts) * packed_size(_layout(checkpoint, name, stack, format), rows, columns)
+        layout = stack_layout(checkpoint, name, stack, format)
+        total += len(stack.experts) * packed_size(layout, stack.shape[0], stack.shape[1])
     return total
 
 
-def _layout(
-    checkpoint: Checkpoint, name: str, stack: Stack, wanted: WeightFormat | None
-) -> Layout | WeightFormat:
-    """How a stack will lie in memory, by its first expert. A missing tensor is told of when it is loaded."""
-    try:
-        parts = [checkpoint.source.matrix(part) for part, _ in stack.experts[0] if part in checkpoint]
-    except ModelError:
-        parts = []
-    formats = {part.stored for part in parts}
-    kept: WeightFormat = formats.pop() if len(formats) == 1 else "f32"
-    if name.endswith(ROUTER):
-        return "bf16" if kept == "bf16" else "f32"
-    layouts = {part.layout for part in parts}
-    if (wanted or kept) == kept and None not in layouts and layouts:
-        return join(layout for layout in layouts if layout)
-    return wanted or kept
+def stack_layout(checkpoint: Checkpoint, name: str, stack: Stack, wanted: WeightFormat | None) -> Layout:
+    """How a stack will lie in memory, by its first expert. What is missing is told of when it is loaded."""
+    parts = [checkpoint.source.matrix(part) for part, _ in stack.experts[0] if part in checkpoint]
+    format = stack_format(name, [parts], wanted)
+    return kept_layout((part.layout for part in parts), format) or Layout(format)
 
 
 def settle(
