@@ -87,6 +87,7 @@ def make(model: str | None, options: Options) -> dict[str, Any]:
     """Pack, and everything that is to be said of it; bytes, seconds, nats per token."""
     from ..backend.cpu import CpuBackend
     from ..model import hub
+    from ..model.compare import windows
     from ..model.packed import check_target, write_packed
     from ..model.weights import Checkpoint
 
@@ -98,6 +99,8 @@ def make(model: str | None, options: Options) -> dict[str, Any]:
     checkpoint, backend = Checkpoint.open(path), CpuBackend(options["threads"])
     check_target(checkpoint, target)
     judged = _ids([judge], checkpoint, options["tokens"]) if judge else []
+    if judge:
+        windows(judged)  # a text too short is refused before minutes of work
     clock = _Clock()
     importance = _importance(checkpoint, backend, options)
     clock.stop("calibrate")
