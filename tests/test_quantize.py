@@ -7,13 +7,14 @@ In: tiny random models. Out: equal numbers, refusals. Does not know: how well a 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from checkpoints import chat_checkpoint, make_checkpoint, random_tensors
+from checkpoints import GOLDEN, chat_checkpoint, make_checkpoint, make_golden, random_tensors
 from click.testing import CliRunner, Result
 from decoding import make_backend, prompt_logits
 from hypothesis import given
@@ -25,11 +26,13 @@ from deepfast.backend.quant import dequantise_q4, dequantise_q8, quantise_q4, qu
 from deepfast.cli.main import cli
 from deepfast.model.compare import compare, divergences, kind_of, layer_of, matrix_errors, together, windows
 from deepfast.model.decoder import Decoder
+from deepfast.model.hub import BUNDLED
 from deepfast.model.importance import Importance, calibrate
+from deepfast.model.least_error import Rounder, fitted
 from deepfast.model.packed import write_packed
-from deepfast.model.rounding import Rounder, fitted
 from deepfast.model.safetensors import write_safetensors
 from deepfast.model.shapes import EMBEDDING, tensor_shapes
+from deepfast.model.small_files import hf_config
 from deepfast.model.stream import CHUNK, stream
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError, UsageError
@@ -403,3 +406,29 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
     assert says in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", [*GOLDEN, "bundled"])
+def test_what_came_in_one_file_is_written_as_a_directory(name: str, tmp_path: Path) -> None:
+    if name == "bundled":
+        path = BUNDLED
+    else:
+        (tmp_path / "m").mkdir()
+        path = make_golden(tmp_path / "m", name)
+    opened = Checkpoint.open(path)
+    single = tmp_path / "model.gguf"
+    single.write_bytes(b"")
+    one = Checkpoint(single, opened.config, opened.source, opened.eos_ids, opened.text)
+    write_packed(one, CpuBackend(1), "q8", tmp_path / "out")
+    again = Checkpoint.open(tmp_path / "out")
+    assert hf_config(again.config) | {"eos_token_id": 0} == hf_config(opened.config) | {"eos_token_id": 0}
+    assert again.config.inverse_frequencies() == opened.config.inverse_frequencies()
+    assert set(again.eos_ids) == set(opened.eos_ids)
+    assert again.text.tokenizer == opened.text.tokenizer and again.text.thinking == opened.text.thinking
+    assert again.text.templates == opened.text.templates
+
+
+def test_a_model_that_no_config_describes_is_refused() -> None:
+    config = Checkpoint.open(BUNDLED).config
+    with pytest.raises(ModelError, match="cannot say this model's qk_norm False"):
+        hf_config(replace(config, qk_norm=False))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..backend.cpu import CpuBackend
     from ..model.compare import Comparison
     from ..model.importance import Importance
-    from ..model.rounding import Format, Rounder
+    from ..model.least_error import Format, Rounder
     from ..model.weights import Checkpoint
 
 TOKENS = 16384  # of each kind of text; what more of them adds is small
@@ -153,7 +153,7 @@ def _rounding(
     format: Format, plain: bool, importance: Importance | None, backend: CpuBackend
 ) -> contextlib.AbstractContextManager[Rounder | None]:
     """What chooses the codes; None leaves that to the packing itself."""
-    from ..model.rounding import Rounder
+    from ..model.least_error import Rounder
 
     if plain:
         return contextlib.nullcontext()
