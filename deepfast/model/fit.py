@@ -250,4 +250,4 @@ def _ways(
         small = sum(one.kv_tokens * each for one, each in zip(fits, heads, strict=True))
         if small < kv and fixed + small <= free:
             yield f"--kv q8 ({as_size(small)} of KV cache)"
-    yield "a smaller model"
+    yield "a smaller model (deepfast list --available)"
