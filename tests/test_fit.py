@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from deepfast import LLM, EngineConfig
 from deepfast.backend.cpu import CpuBackend
 from deepfast.backend.grouped import Layout, PackedFormat
+from deepfast.backend.machine import free_memory
 from deepfast.config import BLOCK_SIZE, ModelConfig, kv_bytes_per_token
 from deepfast.model.fit import SHARED, SMALLEST, Fit, fit, loaded_bytes, packed_size, settle, step_bytes
 from deepfast.model.load import load_tensors
@@ -176,3 +177,26 @@ def test_a_packed_checkpoint_is_mapped(tmp_path: Path) -> None:
     write_packed(Checkpoint.open(source), CpuBackend(1), "q4", tmp_path / "q")
     packed = settle({"q": Checkpoint.open(tmp_path / "q")}, EngineConfig(), None, GB, 1)["q"][1]
     assert packed.mapped == packed.weights == (tmp_path / "q" / "model.safetensors").stat().st_size
+
+
+MB = 2**20
+STAT = "anon 1000\ninactive_file {cached}\nactive_file 0\nnr oops here\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "limit", "left"),
+    [(2, str(64 * MB), 34 * MB), (2, "max", None), (1, str(64 * MB), 34 * MB), (1, str(8 * MB), 0)],
+)
+def test_a_control_group_limits_and_its_cached_files_are_free(
+    tmp_path: Path, version: int, limit: str, left: int | None
+) -> None:
+    names = {1: ("limit_in_bytes", "usage_in_bytes"), 2: ("max", "current")}[version]
+    group = tmp_path / "groups" / ("box" if version == 2 else "memory/box")
+    group.mkdir(parents=True)
+    for name, text in zip(names, (limit, str(50 * MB)), strict=True):
+        (group / f"memory.{name}").write_text(f"{text}\n")
+    (group / "memory.stat").write_text(STAT.format(cached=20 * MB))
+    (tmp_path / "membership").write_text("0::/box\n" if version == 2 else "9:memory:/box\n")
+    found = free_memory(tmp_path / "groups", tmp_path / "membership")
+    assert found == left if left is not None else found > 64 * MB
+    assert free_memory(tmp_path / "nowhere", tmp_path / "membership") > 64 * MB
