@@ -24,8 +24,18 @@ from deepfast import LLM, EngineConfig
 from deepfast.backend.cpu import CpuBackend
 from deepfast.backend.quant import dequantise_q4, dequantise_q8, quantise_q4, quantise_q8
 from deepfast.cli.main import cli
-from deepfast.model.compare import compare, divergences, kind_of, layer_of, matrix_errors, together, windows
+from deepfast.model.compare import (
+    compare,
+    divergences,
+    exact_format,
+    kind_of,
+    layer_of,
+    matrix_errors,
+    together,
+    windows,
+)
 from deepfast.model.decoder import Decoder
+from deepfast.model.directory import PlainMatrix
 from deepfast.model.hub import BUNDLED
 from deepfast.model.importance import Importance, calibrate
 from deepfast.model.least_error import Rounder, fitted
@@ -279,6 +289,25 @@ def test_importance_is_kept_in_a_file(source: Path, tmp_path: Path) -> None:
         if name in found.means:
             np.testing.assert_array_equal(again.means[name], found.means[name])
             assert (again.of(name, shape[1]) is None) == (found.of(name, shape[1]) is None)
+
+
+def test_the_head_of_its_own_of_a_tied_model_is_kept(tmp_path: Path) -> None:
+    head = np.ones((160, 64), np.float32)
+    config: dict[str, Any] = {"tie_word_embeddings": True, "extra": {"lm_head.weight": head}}
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "m", **config))
+    found = calibrate(checkpoint, CpuBackend(1), IDS[:9])
+    assert "lm_head.weight" in found.means and EMBEDDING not in found.means
+    found.save(tmp_path / "i")
+    assert "lm_head.weight" in Importance.load(tmp_path / "i", checkpoint).means
+
+
+def test_an_original_that_no_format_keeps_is_measured_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "m"))
+    assert exact_format(checkpoint) is None
+    monkeypatch.setattr(PlainMatrix, "lossless", False)
+    assert exact_format(checkpoint) == "f32"
 
 
 def spoiled(kind: str, path: Path) -> None:

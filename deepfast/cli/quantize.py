@@ -226,10 +226,10 @@ def _errors(checkpoint: Checkpoint, packed: Checkpoint, backend: CpuBackend) -> 
 def _measure(
     checkpoint: Checkpoint, packed: Checkpoint, backend: CpuBackend, ids: Sequence[int]
 ) -> Comparison:
-    from ..model.compare import compare
+    from ..model.compare import compare, exact_format
 
     with LoadBar(f"both models read {len(ids):,} tokens") as bar:
-        return compare(checkpoint, packed, backend, ids, progress=bar)
+        return compare(checkpoint, packed, backend, ids, format=exact_format(checkpoint), progress=bar)
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:

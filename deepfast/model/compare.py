@@ -135,6 +135,14 @@ def compare(
     )
 
 
+def exact_format(checkpoint: Checkpoint) -> WeightFormat | None:
+    """The format in which a checkpoint computes what its files say: float32 where they hold values that no
+    packed format keeps (FP8), otherwise as stored."""
+    names = (name for name in checkpoint.names if len(checkpoint.source.shape(name)) == 2)
+    packed = checkpoint.config.packed
+    return None if packed or all(checkpoint.source.matrix(name).lossless for name in names) else "f32"
+
+
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raise UsageError where a token has no row in the embedding: text and model do not belong together."""
     if ids and max(ids) >= vocab_size:

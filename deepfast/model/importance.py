@@ -20,7 +20,7 @@ from ..config import KVFormat, WeightFormat
 from ..types import ModelError, UsageError
 from .load import ROUTER, Progress
 from .safetensors import SafetensorsFile, write_safetensors
-from .shapes import EMBEDDING, stacked_name, tensor_shapes
+from .shapes import EMBEDDING, HEAD, stacked_name, tensor_shapes
 from .stream import CHUNK, stream
 from .weights import Checkpoint
 
@@ -84,7 +84,9 @@ class Importance:
         """Read what `save` wrote. Raises UsageError for what is no such file, or of another model."""
         stored = _open(path)
         means, counts = dict[str, FloatArray](), dict[str, int]()
-        for name, shape in tensor_shapes(checkpoint.config):
+        config = checkpoint.config
+        head = HEAD, (config.vocab_size, config.hidden_size)  # a tied model may have one of its own
+        for name, shape in [*tensor_shapes(config), head]:
             stack, expert = stacked_name(name)
             if len(shape) != 2 or stack not in stored.entries:
                 continue
