@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup build check format test bench serve parity sanitize avx512 browser pictures
+.PHONY: setup build check format test bench serve parity sanitize avx512 fuzz browser pictures
 
 setup: $(BIN)/python  ## a virtual environment with everything but PyTorch
 	$(BIN)/pip install -q -e '.[test,dev]'
@@ -38,6 +38,11 @@ sanitize: setup  ## kernel tests under AddressSanitizer and UBSan
 
 avx512: setup  ## kernel tests of the AVX-512 path, emulated where the machine lacks it
 	bash tests/emulate_avx512.sh $(BIN)/python
+
+FUZZ_EXAMPLES ?= 2000
+
+fuzz: setup  ## the readers of model files against damaged ones: FUZZ_EXAMPLES of each kind
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q tests/fuzz
 
 serve: setup  ## the APIs and the chat page on http://127.0.0.1:8000, with the bundled model
 	$(BIN)/deepfast serve

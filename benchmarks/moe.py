@@ -26,6 +26,7 @@ from deepfast.config import ModelConfig
 from deepfast.model.packed import write_packed
 from deepfast.model.shapes import EMBEDDING, parameter_count, stacks
 from deepfast.model.weights import Checkpoint
+from deepfast.text.files import TextFiles
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -69,11 +70,25 @@ class RandomMatrix:
         return self.pool[start : start + count].reshape(last - first, self.shape[1])
 
 
+class NoFiles:
+    """The source of a checkpoint that is nowhere."""
+
+    size = 0
+
+    def names(self) -> list[str]:
+        """None."""
+        return []
+
+    def release(self) -> None:
+        """Nothing was read."""
+
+
 class RandomCheckpoint(Checkpoint):
     """Has every tensor of its config, and no file."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, ModelConfig.from_hf(CONFIG), [], ())
+        source: Any = NoFiles()
+        super().__init__(path, ModelConfig.from_hf(CONFIG), source, (), TextFiles(path))
         self.pool = np.random.default_rng(0).standard_normal(1 << 23, np.float32) * np.float32(0.03)
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Any:

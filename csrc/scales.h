@@ -27,12 +27,13 @@ struct Matrix {
 template <Format kFormat>
 using DotOf = std::conditional_t<has_nibbles(kFormat), NibbleDot, ByteDot>;
 
+// Are products multiplied by steps as integers? Where a group has one step only, it is part of the scale.
+constexpr bool has_part_steps(Format f) { return has_steps(f) && parts_of(f) > 1; }
+
 // Of panels p, p + 1 .. from group `first` on.
 template <Format kFormat>
 class PackedScales {
   public:
-    using Steps = typename DotOf<kFormat>::Steps;
-
     DF_INLINE_MEMBER PackedScales(const Matrix& m, size_t p, size_t first)
         : m_(m), panel_(p), group_(first), span_(first / m.span), end_((span_ + 1) * m.span) {}
 
@@ -46,10 +47,12 @@ class PackedScales {
             end_ += m_.span;
         }
     }
-    DF_INLINE_MEMBER Floats scale(int c) const { return load(m_.scales + scale_at(c)); }
-    DF_INLINE_MEMBER Steps steps(int c, int h) const {
-        return DotOf<kFormat>::load_steps(m_.steps + part_at(c, h));
+    DF_INLINE_MEMBER Floats scale(int c) const {
+        const Floats scale = load(m_.scales + scale_at(c));
+        if constexpr (!has_steps(kFormat) || has_part_steps(kFormat)) return scale;
+        return mul(scale, load(m_.steps + part_at(c, 0)));  // exactly: 11 and 8 bits
     }
+    DF_INLINE_MEMBER Steps steps(int c, int h) const { return load_steps(m_.steps + part_at(c, h)); }
     // What the sum of the inputs of part h is multiplied by.
     DF_INLINE_MEMBER Floats minimum(int c, int h) const {
         const Floats minimum = load(m_.minimums + scale_at(c));
@@ -72,37 +75,45 @@ class PackedScales {
 
 // Of G groups of P panels, converted once.
 template <Format kFormat, int P, int G>
-class BlockScales {
-  public:
-    using Steps = typename DotOf<kFormat>::Steps;
+struct BlockScales {
+    static constexpr int kParts = parts_of(kFormat);
 
+    alignas(64) float scales[G][P][kLanes];
+    alignas(64) float minimums[has_minimums(kFormat) ? G : 1][P][kParts][kLanes];
+    Steps steps[has_part_steps(kFormat) ? G : 1][P][kParts];
+
+    // Groups [first, last) of panels p, p + 1 ..
     void fill(const Matrix& m, size_t p, size_t first, size_t last) {
         PackedScales<kFormat> packed(m, p, first);
         for (size_t g = first; g < last; ++g) {
             packed.reach(g);
             for (int c = 0; c < P; ++c) {
-                store(scales_[g - first][c], packed.scale(c));
+                store(scales[g - first][c], packed.scale(c));
                 for (int h = 0; h < kParts; ++h) {
-                    if constexpr (has_steps(kFormat)) steps_[g - first][c][h] = packed.steps(c, h);
+                    if constexpr (has_part_steps(kFormat)) steps[g - first][c][h] = packed.steps(c, h);
                     if constexpr (has_minimums(kFormat))
-                        store(minimums_[g - first][c][h], packed.minimum(c, h));
+                        store(minimums[g - first][c][h], packed.minimum(c, h));
                 }
             }
         }
-        first_ = first;
     }
+};
 
-    DF_INLINE_MEMBER void reach(size_t g) { group_ = g - first_; }
-    DF_INLINE_MEMBER Floats scale(int c) const { return load(scales_[group_][c]); }
-    DF_INLINE_MEMBER Steps steps(int c, int h) const { return steps_[group_][c][h]; }
-    DF_INLINE_MEMBER Floats minimum(int c, int h) const { return load(minimums_[group_][c][h]); }
+// The same read again, from group `first` on.
+template <Format kFormat, int P, int G>
+class BlockReader {
+  public:
+    using Block = BlockScales<kFormat, P, G>;
+
+    DF_INLINE_MEMBER BlockReader(const Block& block, size_t first) : block_(block), first_(first), at_(0) {}
+    DF_INLINE_MEMBER void reach(size_t g) { at_ = g - first_; }
+    DF_INLINE_MEMBER Floats scale(int c) const { return load(block_.scales[at_][c]); }
+    DF_INLINE_MEMBER Steps steps(int c, int h) const { return block_.steps[at_][c][h]; }
+    DF_INLINE_MEMBER Floats minimum(int c, int h) const { return load(block_.minimums[at_][c][h]); }
 
   private:
-    static constexpr int kParts = parts_of(kFormat);
-    alignas(64) float scales_[G][P][kLanes];
-    alignas(64) float minimums_[has_minimums(kFormat) ? G : 1][P][kParts][kLanes];
-    Steps steps_[has_steps(kFormat) ? G : 1][P][kParts];
-    size_t first_, group_;
+    const Block& block_;
+    size_t first_, at_;
 };
 
 }  // namespace deepfast::DF_ISA

@@ -123,15 +123,23 @@ DF_INLINE void store(uint8_t* p, Nibbles x) {
     _mm256_store_si256(codes + 1, x.b);
 }
 
-struct Steps {  // what the sums of each lane are multiplied by: int16 twice, or int32
+struct Steps {  // what the sums of each lane are multiplied by: int16, twice
     __m256i a, b;
 };
+DF_INLINE Steps load_steps(const int8_t* p) {
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i spread = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3,  //
+                                            -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7);
+    const __m256i more = _mm256_add_epi8(spread, _mm256_set1_epi16(0x800));  // bytes 8..15
+    return {_mm256_srai_epi16(_mm256_shuffle_epi8(all, spread), 8),
+            _mm256_srai_epi16(_mm256_shuffle_epi8(all, more), 8)};
+}
 
 // Sums of 16 bits. A group gives each at most 8 words x 2 products of 15 * 127 = 30,480; less half of the
 // 8 x sum that they start from it is no more, so nothing is lost before finish().
 struct NibbleDot {
     using Codes = Nibbles;
-    using Steps = ::deepfast::DF_ISA::Steps;
+    static constexpr bool kStepsInside = false;  // are products multiplied by steps as they are added?
     __m256i a, b;
     DF_INLINE int32_t start_word(int32_t sum) {  // so that codes count from 8
         return static_cast<int32_t>(0x10001u * (static_cast<uint32_t>(-4 * sum) & 0xffff));
@@ -141,24 +149,12 @@ struct NibbleDot {
         const auto* codes = reinterpret_cast<const __m256i*>(p);
         return {_mm256_load_si256(codes), _mm256_load_si256(codes + 1)};
     }
-    DF_INLINE Steps load_steps(const int8_t* p) {
-        const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        const __m256i spread = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3,  //
-                                                -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7);
-        const __m256i more = _mm256_add_epi8(spread, _mm256_set1_epi16(0x800));  // bytes 8..15
-        return {_mm256_srai_epi16(_mm256_shuffle_epi8(all, spread), 8),
-                _mm256_srai_epi16(_mm256_shuffle_epi8(all, more), 8)};
-    }
 };
 // Two products of 128 * 127 are 32,512: the 16-bit sum cannot saturate, because x is never -128.
 struct ByteDot {
     using Codes = Bytes;
-    using Steps = ::deepfast::DF_ISA::Steps;
+    static constexpr bool kStepsInside = true;
     __m256i a, b;
-    DF_INLINE Steps load_steps(const int8_t* p) {
-        const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-        return {_mm256_cvtepi8_epi32(all), _mm256_cvtepi8_epi32(_mm_srli_si128(all, 8))};
-    }
     DF_INLINE int32_t start_word(int32_t /*sum*/) { return 0; }
     DF_INLINE ByteDot start(int32_t word) { return {_mm256_set1_epi32(word), _mm256_set1_epi32(word)}; }
     DF_INLINE Bytes load(const uint8_t* p) {
@@ -178,25 +174,25 @@ DF_INLINE NibbleDot dot(NibbleDot s, Nibbles w, int32_t x) {
     return {pinned(_mm256_add_epi16(s.a, _mm256_maddubs_epi16(w.a, words))),
             pinned(_mm256_add_epi16(s.b, _mm256_maddubs_epi16(w.b, words)))};
 }
-DF_INLINE __m256i multiply_bytes(__m256i size, __m256i w, __m256i x) {
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
+// `steps`: of 16 bits, so that nothing is lost: 2 x 2 x 128 x 127 by 128, 8 times in a group.
+DF_INLINE __m256i multiply_bytes(__m256i size, __m256i w, __m256i x, __m256i steps) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)), steps);
+}
+DF_INLINE ByteDot dot(ByteDot s, const Bytes& w, int32_t x, const Steps& steps) {
+    const __m256i words = _mm256_set1_epi32(x);
+    return {pinned(_mm256_add_epi32(s.a, multiply_bytes(w.size_a, w.a, words, steps.a))),
+            pinned(_mm256_add_epi32(s.b, multiply_bytes(w.size_b, w.b, words, steps.b)))};
 }
 DF_INLINE ByteDot dot(ByteDot s, const Bytes& w, int32_t x) {
-    const __m256i words = _mm256_set1_epi32(x);
-    return {pinned(_mm256_add_epi32(s.a, multiply_bytes(w.size_a, w.a, words))),
-            pinned(_mm256_add_epi32(s.b, multiply_bytes(w.size_b, w.b, words)))};
+    return dot(s, w, x, {_mm256_set1_epi16(1), _mm256_set1_epi16(1)});
 }
 DF_INLINE Ints finish(NibbleDot s) {
     const __m256i one = _mm256_set1_epi16(1);
     return {_mm256_madd_epi16(s.a, one), _mm256_madd_epi16(s.b, one)};
 }
 DF_INLINE Ints finish(ByteDot s) { return {s.a, s.b}; }
-// The sums times the steps: two of 15 bits by 8, or one of 20 bits by 8.
-DF_INLINE Ints finish(NibbleDot s, const Steps& w) {
-    return {_mm256_madd_epi16(s.a, w.a), _mm256_madd_epi16(s.b, w.b)};
-}
-DF_INLINE Ints finish(ByteDot s, const Steps& w) {
-    return {_mm256_mullo_epi32(s.a, w.a), _mm256_mullo_epi32(s.b, w.b)};
+DF_INLINE Ints finish(NibbleDot s, const Steps& steps) {  // the sums times the steps: 2 x 2^15 x 2^7
+    return {_mm256_madd_epi16(s.a, steps.a), _mm256_madd_epi16(s.b, steps.b)};
 }
 
 // Int8 keys, four dimensions of 16 positions, against four int16 of a query: exact, for at most 1,024 dims.

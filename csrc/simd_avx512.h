@@ -108,24 +108,22 @@ DF_INLINE void store(uint8_t* p, Nibbles x) { _mm512_storeu_si512(p, x.v); }
 struct Steps {  // what each lane's sum is multiplied by
     __m512i v;
 };
-DF_INLINE Steps widen_steps(const int8_t* p) {
+DF_INLINE Steps load_steps(const int8_t* p) {
     return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 
 struct NibbleDot {  // sum over a group of (code - 8) * x, or of code * x
     using Codes = Nibbles;
-    using Steps = ::deepfast::DF_ISA::Steps;
+    static constexpr bool kStepsInside = false;  // are products multiplied by steps as they are added?
     __m512i v;
-    DF_INLINE Steps load_steps(const int8_t* p) { return widen_steps(p); }
     DF_INLINE int32_t start_word(int32_t sum) { return -8 * sum; }
     DF_INLINE NibbleDot start(int32_t word) { return {_mm512_set1_epi32(word)}; }
     DF_INLINE Nibbles load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 };
 struct ByteDot {
     using Codes = Bytes;
-    using Steps = ::deepfast::DF_ISA::Steps;
+    static constexpr bool kStepsInside = false;
     __m512i v;
-    DF_INLINE Steps load_steps(const int8_t* p) { return widen_steps(p); }
     DF_INLINE int32_t start_word(int32_t sum) { return -128 * sum; }
     DF_INLINE ByteDot start(int32_t word) { return {_mm512_set1_epi32(word)}; }
     DF_INLINE Bytes load(const uint8_t* p) {

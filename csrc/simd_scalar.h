@@ -129,7 +129,7 @@ DF_INLINE void store(uint8_t* p, const Nibbles& x) { memcpy(p, x.v, sizeof x.v);
 struct Steps {  // what each lane's sum is multiplied by
     int32_t v[kLanes];
 };
-DF_INLINE Steps widen_steps(const int8_t* p) {
+DF_INLINE Steps load_steps(const int8_t* p) {
     Steps y;
     for (int i = 0; i < kLanes; ++i) y.v[i] = p[i];
     return y;
@@ -137,9 +137,8 @@ DF_INLINE Steps widen_steps(const int8_t* p) {
 
 struct NibbleDot {
     using Codes = Nibbles;
-    using Steps = ::deepfast::DF_ISA::Steps;
+    static constexpr bool kStepsInside = false;  // are products multiplied by steps as they are added?
     int32_t v[kLanes];
-    DF_INLINE Steps load_steps(const int8_t* p) { return widen_steps(p); }
     DF_INLINE int32_t start_word(int32_t sum) { return -8 * sum; }
     DF_INLINE NibbleDot start(int32_t word) {
         NibbleDot s;
@@ -154,9 +153,8 @@ struct NibbleDot {
 };
 struct ByteDot {
     using Codes = Bytes;
-    using Steps = ::deepfast::DF_ISA::Steps;
+    static constexpr bool kStepsInside = false;
     int32_t v[kLanes];
-    DF_INLINE Steps load_steps(const int8_t* p) { return widen_steps(p); }
     DF_INLINE int32_t start_word(int32_t /*sum*/) { return 0; }
     DF_INLINE ByteDot start(int32_t /*word*/) { return {}; }
     DF_INLINE Bytes load(const uint8_t* p) {

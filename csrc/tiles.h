@@ -9,6 +9,12 @@
 
 #include "scales.h"
 
+// Where lanes are loops, more unrolling around them gives minutes of compilation and no speed.
+#if !defined(DF_USE_AVX2) && !defined(DF_USE_AVX512)
+#undef DF_UNROLL
+#define DF_UNROLL
+#endif
+
 namespace deepfast::DF_ISA {
 namespace {
 
@@ -73,8 +79,10 @@ struct ByteCodes {
     const uint8_t* panels[P];
     size_t first;
 
-    template <int H, int T>
-    DF_INLINE void add(const ByteCodes& w, size_t g, int h, const QuantisedRows<T>& x, D (&sums)[T][P]) {
+    // The same; with steps, products are multiplied by them first.
+    template <int H, int T, class... S>
+    DF_INLINE void add(const ByteCodes& w, size_t g, int h, const QuantisedRows<T>& x, D (&sums)[T][P],
+                       const S (&... steps)[P]) {
         DF_UNROLL
         for (int v = h * 8 / H; v < (h + 1) * 8 / H; ++v) {
             typename D::Codes codes[P];
@@ -85,7 +93,7 @@ struct ByteCodes {
             for (int t = 0; t < T; ++t) {
                 const int32_t word = load_word(x.codes[t] + g * kGroup + 4 * v);
                 DF_UNROLL
-                for (int c = 0; c < P; ++c) sums[t][c] = dot(sums[t][c], codes[c], word);
+                for (int c = 0; c < P; ++c) sums[t][c] = dot(sums[t][c], codes[c], word, steps[c]...);
             }
         }
     }
@@ -111,35 +119,49 @@ DF_INLINE void fetch_ahead(const Matrix& m, size_t p, const Codes& codes, size_t
     }
 }
 
-// The products of group g, exactly, times the steps where there are any.
+// sums[t][c]: what part h of group g starts from.
+template <Format kFormat, class Dot, int T, int P>
+DF_INLINE void start_sums(const QuantisedRows<T>& x, size_t g, int h, Dot (&sums)[T][P]) {
+    constexpr bool kFromZero = has_minimums(kFormat) && has_nibbles(kFormat);
+    DF_UNROLL
+    for (int t = 0; t < T; ++t)
+        for (int c = 0; c < P; ++c)
+            sums[t][c] =
+                Dot::start(kFromZero ? 0 : x.offsets[t][g * parts_of(kFormat) + static_cast<size_t>(h)]);
+}
+
+// The products of group g, exactly; where its parts have steps, times these.
 template <Format kFormat, class Codes, class Scales, int T, int P>
 DF_INLINE void multiply_group(const Codes& codes, const Scales& scales, const QuantisedRows<T>& x, size_t g,
                               Ints (&totals)[T][P]) {
     constexpr int H = parts_of(kFormat);
+    using Dot = typename Codes::Dot;
+    constexpr bool kInside = has_part_steps(kFormat) && Dot::kStepsInside;
+    Dot sums[T][P];
     DF_UNROLL
     for (int h = 0; h < H; ++h) {
-        typename Codes::Dot sums[T][P];
+        Steps steps[P];
+        if constexpr (has_part_steps(kFormat)) {
+            DF_UNROLL
+            for (int c = 0; c < P; ++c) steps[c] = scales.steps(c, h);
+        }
+        if (h == 0 || !kInside) start_sums<kFormat>(x, g, h, sums);
+        if constexpr (kInside) {
+            Codes::template add<H, T>(codes, g, h, x, sums, steps);
+        } else {
+            Codes::template add<H, T>(codes, g, h, x, sums);
+        }
+        if (kInside && h + 1 < H) continue;
         DF_UNROLL
         for (int t = 0; t < T; ++t)
-            for (int c = 0; c < P; ++c)
-                sums[t][c] = Codes::Dot::start(has_nibbles(kFormat) && has_minimums(kFormat)
-                                                   ? 0
-                                                   : x.offsets[t][g * H + static_cast<size_t>(h)]);
-        Codes::template add<H, T>(codes, g, h, x, sums);
-        DF_UNROLL
-        for (int c = 0; c < P; ++c) {
-            if constexpr (has_steps(kFormat)) {
-                const auto steps = scales.steps(c, h);
-                DF_UNROLL
-                for (int t = 0; t < T; ++t) {
-                    const Ints part = finish(sums[t][c], steps);
+            for (int c = 0; c < P; ++c) {
+                if constexpr (has_part_steps(kFormat) && !kInside) {
+                    const Ints part = finish(sums[t][c], steps[c]);
                     totals[t][c] = h == 0 ? part : add(totals[t][c], part);
+                } else {
+                    totals[t][c] = finish(sums[t][c]);
                 }
-            } else {
-                DF_UNROLL
-                for (int t = 0; t < T; ++t) totals[t][c] = finish(sums[t][c]);
             }
-        }
     }
 }
 
@@ -266,6 +288,7 @@ void add_tiles(const Product& job, const Matrix& m, size_t p, int n, int i, int 
         codes.panels[c] = has_nibbles(kFormat) ? block.codes[c]
                                                : m.data + (p + static_cast<size_t>(c)) * m.panel +
                                                      static_cast<size_t>(groups.first) * kGroupBytes;
+    BlockReader<kFormat, P, kBlockGroups> scales(block.scales, static_cast<size_t>(groups.first));
     for (; i + T <= count; i += T) {
         size_t rows[T];
         rows_of<T>(job, n + i, rows);
@@ -274,7 +297,7 @@ void add_tiles(const Product& job, const Matrix& m, size_t p, int n, int i, int 
         DF_UNROLL
         for (int t = 0; t < T; ++t)
             for (int c = 0; c < P; ++c) acc[t][c] = load(block.acc[i + t][c]);
-        add_groups<kFormat, false>(m, p, codes, block.scales, x, groups, acc);
+        add_groups<kFormat, false>(m, p, codes, scales, x, groups, acc);
         DF_UNROLL
         for (int t = 0; t < T; ++t)
             for (int c = 0; c < P; ++c) store(block.acc[i + t][c], acc[t][c]);

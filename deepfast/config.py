@@ -6,12 +6,24 @@ and sampling defaults. Does not know: files, weights, tokens' texts.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from .hf_config import (
+    BIG,
+    number,
+    read_context,
+    read_quantisation,
+    read_rope,
+    read_window,
+    table,
+    yarn_warning,
+)
+from .hf_config import Llama3Rope as Llama3Rope
+from .hf_config import Quantisation as Quantisation
+from .hf_config import Yarn as Yarn
 from .types import ModelError, SamplingParams, UsageError
 
 # Environment variables that we read, and nothing else:
@@ -19,6 +31,10 @@ ENV_MODEL = "DEEPFAST_MODEL"  # the model when none is named
 ENV_THREADS = "DEEPFAST_THREADS"  # worker threads of the native core
 ENV_ISA = "DEEPFAST_ISA"  # force a kernel path: avx512 | avx2 | scalar (read by the native core)
 ENV_API_KEYS = "DEEPFAST_API_KEYS"  # keys that clients of the server may use, with commas between them
+ENV_HUB = "DEEPFAST_HUB"  # where names without a prefix are looked up: hf | modelscope
+# The hubs' own, which model/shelf.py reads as their libraries do: HF_ENDPOINT, HF_TOKEN, HF_HOME,
+# HF_HUB_CACHE, HF_HUB_OFFLINE; MODELSCOPE_ENDPOINT, MODELSCOPE_DOMAIN, MODELSCOPE_CACHE,
+# MODELSCOPE_API_TOKEN. The way there, for httpx2: HTTPS_PROXY, HTTP_PROXY, NO_PROXY, SSL_CERT_FILE.
 
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
 KVFormat = Literal["f32", "f16", "q8"]
@@ -55,17 +71,6 @@ def resolve_sampling(params: SamplingParams, *, thinking: bool) -> SamplingParam
 
 
 @dataclass(frozen=True, slots=True)
-class Yarn:
-    """YaRN context extension (arXiv 2309.00071), static as in the open frameworks."""
-
-    factor: float
-    original_max_position: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The shapes and constants of one decoder. Names follow HF `config.json`."""
 
@@ -81,6 +86,9 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     yarn: Yarn | None = None
+    llama3: Llama3Rope | None = None
+    rope_factors: tuple[float, ...] = ()  # [head_dim / 2] that divide the angles (Llama 3.1); empty: all 1
+    window: int = 0  # a sliding window that is as long as the context, or none
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -93,39 +101,67 @@ class ModelConfig:
     sparse_layers: frozenset[int] = frozenset()
     eos_ids: tuple[int, ...] = ()
     weight_bits: int = 0  # 8 or 4 when the checkpoint itself is quantised in our format, 0 otherwise
+    quantised: Quantisation | None = None  # in another format, matrix by matrix
+    notes: tuple[str, ...] = ()  # what a person should know about this model
     packed: bool = False  # its matrices lie in the layout that the kernels read (`deepfast quantize`)
 
     def inverse_frequencies(self) -> list[float]:
-        """RoPE angle per position for each pair of dimensions, [head_dim / 2] (YaRN: arXiv 2309.00071)."""
-        half = self.head_dim // 2
-        plain = [self.rope_theta ** (-2.0 * j / self.head_dim) for j in range(half)]
-        if self.yarn is None:
-            return plain
-        y, d = self.yarn, self.head_dim
-
-        def turning(rotations: float) -> float:
-            top = d * math.log(y.original_max_position / (rotations * 2 * math.pi))
-            return top / (2 * math.log(self.rope_theta))
-
-        low = max(math.floor(turning(y.beta_fast)), 0)
-        high = min(math.ceil(turning(y.beta_slow)), d - 1)
-        span = (high - low) or 0.001
-        ramp = [min(max((j - low) / span, 0.0), 1.0) for j in range(half)]
-        return [f / y.factor * r + f * (1 - r) for f, r in zip(plain, ramp, strict=True)]
+        """RoPE angle per position for each pair of dimensions, [head_dim / 2]."""
+        plain = [self.rope_theta ** (-2.0 * j / self.head_dim) for j in range(self.head_dim // 2)]
+        if self.rope_factors:
+            plain = [f / factor for f, factor in zip(plain, self.rope_factors, strict=True)]
+        if self.llama3 is not None:
+            return self.llama3.frequencies(plain)
+        return plain if self.yarn is None else self.yarn.frequencies(plain, self.rope_theta)
 
     @property
     def rope_scale(self) -> float:
-        """Multiplies both cos and sin: 1 without YaRN, 0.1 ln(factor) + 1 with it."""
-        if self.yarn is None:
-            return 1.0
-        if self.yarn.attention_factor is not None:
-            return self.yarn.attention_factor
-        return 0.1 * math.log(self.yarn.factor) + 1.0 if self.yarn.factor > 1 else 1.0
+        """Multiplies both cos and sin."""
+        return 1.0 if self.yarn is None else self.yarn.scale
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Read an HF `config.json`. Raises ModelError naming the key, its value and what we can run."""
         return _read_hf(raw)
+
+
+YARN_LIMIT = 64.0  # the largest factor that --yarn takes; Qwen validated 4
+TRAINED = {40960: 32768}  # max_position_embeddings of the first Qwen3 models -> what they were trained on
+
+
+def native_positions(model: ModelConfig) -> int:
+    """The positions that a model was trained on, which YaRN extends."""
+    if model.yarn is not None:
+        return model.yarn.original_max_position
+    return TRAINED.get(model.max_positions, model.max_positions)
+
+
+def with_yarn(model: ModelConfig, factor: float | None) -> ModelConfig:
+    """The same model with its context extended `factor` times; None leaves it as its files say, 1 takes the
+    extension that they configure away. Raises UsageError for a factor that makes no sense."""
+    if factor is None or (model.yarn is not None and model.yarn.factor == factor):
+        return model
+    native = native_positions(model)
+    if not 1 <= factor <= YARN_LIMIT:
+        raise UsageError(f"yarn={factor:g} is no factor. Give one from 1 (off) to {YARN_LIMIT:g}.")
+    if factor == 1:
+        return model if model.yarn is None else replace(model, yarn=None, max_positions=native, notes=())
+    if model.llama3 is not None:
+        raise UsageError("yarn cannot extend a model with Llama 3's own extension. Leave it out.")
+    yarn = replace(model.yarn or Yarn(factor, native), factor=factor, attention_factor=None)
+    least = native if model.yarn is not None else model.max_positions
+    if yarn.positions <= least or model.window and yarn.positions > model.window:
+        why = f"fewer than its own {least}" if yarn.positions <= least else f"its window is {model.window}"
+        raise UsageError(
+            f"yarn={factor:g} gives this model {yarn.positions} positions, {why}. Leave it out, or give "
+            f"{enough_yarn(model, 2 * least):g}."
+        )
+    return replace(model, yarn=yarn, max_positions=yarn.positions, notes=(yarn_warning(yarn),))
+
+
+def enough_yarn(model: ModelConfig, positions: int) -> float:
+    """The factor, a multiple of a half, that gives so many positions."""
+    return -(-2 * positions // native_positions(model)) / 2
 
 
 # architecture -> (q/k/v bias, qk-norm, mixture of experts); the decoder is one file for all of them
@@ -137,100 +173,52 @@ ARCHITECTURES: dict[str, tuple[bool, bool, bool]] = {
 }
 
 
-def _number(raw: Mapping[str, Any], key: str, kind: type[int] | type[float], low: float, high: float) -> Any:
-    value = raw.get(key)
-    good = isinstance(value, int) if kind is int else isinstance(value, int | float)
-    if isinstance(value, bool) or not good or not low <= value <= high:  # type: ignore[operator]
-        raise ModelError(f"config.json: {key} is {value!r}; expected a number from {low:g} to {high:g}.")
-    return kind(value)  # type: ignore[arg-type]
-
-
-def _rope(raw: Mapping[str, Any]) -> tuple[float, Yarn | None]:
-    """theta and YaRN, from the old keys (rope_theta, rope_scaling) or the new one (rope_parameters)."""
-    params = _table(raw, "rope_parameters") or _table(raw, "rope_scaling")
-    if params.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ModelError("config.json: partial_rotary_factor is not supported; expected 1 or no such key.")
-    theta = _number({"rope_theta": 10000.0, **raw, **params}, "rope_theta", float, 1.0, 1e12)
-    kind = params.get("rope_type", params.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "yarn":
-        raise ModelError(f"config.json: rope_type {kind!r} is not supported; expected 'default' or 'yarn'.")
-    for key, plain in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
-        if params.get(key, plain) != plain:
-            raise ModelError(
-                f"config.json: YaRN with {key}={params[key]!r} is not supported; leave the key out."
-            )
-    defaults = {"original_max_position_embeddings": raw.get("max_position_embeddings")}
-    known = {"beta_fast": 32.0, "beta_slow": 1.0, **defaults}
-    known |= {key: value for key, value in params.items() if value is not None}
-    scale = _number(known, "attention_factor", float, 0.0, 1000.0) if "attention_factor" in known else None
-    return theta, Yarn(
-        factor=_number(known, "factor", float, 1.0, 1000.0),
-        original_max_position=_number(known, "original_max_position_embeddings", int, 1, 2**31 - 1),
-        beta_fast=_number(known, "beta_fast", float, 1e-3, 1e6),
-        beta_slow=_number(known, "beta_slow", float, 1e-3, 1e6),
-        attention_factor=scale,
-    )
-
-
-def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A nested object of config.json, empty when it is absent or null."""
-    value = raw.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise ModelError(f"config.json: {key} is {value!r}; expected an object or null.")
-    return value
-
-
-def _own_format(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """weight_bits and packed of a checkpoint in our own format, nothing for a plain one; anything else is
-    refused by name."""
-    quant = _table(raw, "quantization_config")
-    if not quant:
-        return {}
-    method, bits, group = (quant.get(k) for k in ("quant_method", "bits", "group_size"))
-    packed = "layout" in quant
-    if method != "deepfast" or bits not in ((4, 8) if packed else (8,)) or group != GROUP_SIZE:
+def _quantised(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """weight_bits and packed of a checkpoint in our own format, quantised of others, nothing for a plain
+    one; anything else is refused by name."""
+    quant = table(raw, "quantization_config")
+    if quant.get("quant_method") != "deepfast":
+        return {"quantised": read_quantisation(raw)}
+    bits, group, packed = quant.get("bits"), quant.get("group_size"), "layout" in quant
+    if bits not in ((4, 8) if packed else (8,)) or group != GROUP_SIZE:
         raise ModelError(
-            f"config.json: quantization {method!r} with {bits} bits in groups of {group} is not supported; "
-            f"expected no quantization_config, or 'deepfast' with 8 bits in groups of {GROUP_SIZE}."
+            f"config.json: quantization 'deepfast' with {bits!r:.100} bits in groups of {group!r:.100} is "
+            f"not supported; expected 8 bits in groups of {GROUP_SIZE}. Quantise the original again."
         )
     if packed and quant["layout"] != PACKED_LAYOUT:
         raise ModelError(
-            f"config.json: the weights are packed in layout {quant['layout']!r}; this version reads layout "
-            f"{PACKED_LAYOUT}. Run deepfast quantize on the original again."
+            f"config.json: the weights are packed in layout {quant['layout']!r:.100}; this version reads "
+            f"layout {PACKED_LAYOUT}. Run deepfast quantize on the original again."
         )
     return {"weight_bits": bits, "packed": packed}
 
 
 def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
     names = raw.get("architectures") or []
-    name = str(names[0]) if isinstance(names, list) and names else repr(raw.get("model_type"))
+    name = str(names[0]) if isinstance(names, list) and names else str(raw.get("model_type"))
     if name not in ARCHITECTURES:
-        raise ModelError(f"architecture {name} is unknown; expected one of {', '.join(ARCHITECTURES)}.")
+        raise ModelError(
+            f"architecture {name!r:.100} is unknown; expected one of {', '.join(ARCHITECTURES)}."
+        )
     bias, qk_norm, moe = ARCHITECTURES[name]
-    big = 2**31 - 1
-    heads = _number(raw, "num_attention_heads", int, 1, 4096)
-    hidden = _number(raw, "hidden_size", int, 1, 2**20)
-    layers = _number(raw, "num_hidden_layers", int, 1, 4096)
-    kv_heads = _number({"num_key_value_heads": heads} | dict(raw), "num_key_value_heads", int, 1, heads)
+    heads = number(raw, "num_attention_heads", int, 1, 4096)
+    hidden = number(raw, "hidden_size", int, 1, 2**20)
+    layers = number(raw, "num_hidden_layers", int, 1, 4096)
+    kv_heads = number({"num_key_value_heads": heads} | dict(raw), "num_key_value_heads", int, 1, heads)
     usual = 128 if name == "Qwen3ForCausalLM" else hidden // heads
-    head_dim = _number({**raw, "head_dim": raw.get("head_dim") or usual}, "head_dim", int, 2, 1024)
+    head_dim = number({**raw, "head_dim": raw.get("head_dim") or usual}, "head_dim", int, 2, 1024)
     if heads % kv_heads or head_dim % 2:
         raise ModelError(
             f"config.json: {heads} heads over {kv_heads} KV heads of {head_dim}; "
             "expected whole groups and an even head_dim."
         )
-    if raw.get("use_sliding_window") or (name == "LlamaForCausalLM" and raw.get("sliding_window")):
-        raise ModelError(
-            "config.json: sliding-window attention is not supported; expected use_sliding_window false."
-        )
     if raw.get("hidden_act", "silu") != "silu":
         raise ModelError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; expected 'silu'.")
-    theta, yarn = _rope(raw)
+    rope = read_rope(raw)
+    context = read_context(raw, rope.yarn)
     known = {"num_experts": raw.get("num_local_experts"), **raw}  # transformers 5 writes the other name
-    experts = _number(known, "num_experts", int, 1, 4096) if moe else 0
-    step = _number({"decoder_sparse_step": 1, **raw}, "decoder_sparse_step", int, 1, big) if moe else 1
+    experts = number(known, "num_experts", int, 1, 4096) if moe else 0
+    step = number({"decoder_sparse_step": 1, **raw}, "decoder_sparse_step", int, 1, BIG) if moe else 1
     dense = raw.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise ModelError(f"config.json: mlp_only_layers is {dense!r}; expected a list of layer numbers.")
@@ -241,27 +229,30 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
         architecture=name,
         num_layers=layers,
         hidden_size=hidden,
-        intermediate_size=_number(raw, "intermediate_size", int, 1, 2**20),
+        intermediate_size=number(raw, "intermediate_size", int, 1, 2**20),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=_number(raw, "vocab_size", int, 1, 2**24),
-        max_positions=_number(raw, "max_position_embeddings", int, 1, big),
-        rms_norm_eps=_number(raw, "rms_norm_eps", float, 0.0, 1.0),
-        rope_theta=theta,
-        yarn=yarn,
+        vocab_size=number(raw, "vocab_size", int, 1, 2**24),
+        max_positions=context.positions,
+        rms_norm_eps=number(raw, "rms_norm_eps", float, 0.0, 1.0),
+        rope_theta=rope.theta,
+        yarn=rope.yarn,
+        llama3=rope.llama3,
+        window=read_window(raw, name, layers, context.positions),
         qkv_bias=bias or attention_bias,
         output_bias=attention_bias and name != "Qwen2ForCausalLM",
         mlp_bias=bool(raw.get("mlp_bias", False)) and name == "LlamaForCausalLM",
         qk_norm=qk_norm,
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         num_experts=experts,
-        num_experts_per_token=_number(raw, "num_experts_per_tok", int, 1, experts) if moe else 0,
-        moe_intermediate_size=_number(raw, "moe_intermediate_size", int, 1, 2**20) if moe else 0,
+        num_experts_per_token=number(raw, "num_experts_per_tok", int, 1, experts) if moe else 0,
+        moe_intermediate_size=number(raw, "moe_intermediate_size", int, 1, 2**20) if moe else 0,
         norm_topk_prob=bool(raw.get("norm_topk_prob", False)),
         sparse_layers=frozenset(sparse),
         eos_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int),
-        **_own_format(raw),
+        notes=context.notes,
+        **_quantised(raw),
     )
 
 
@@ -270,7 +261,8 @@ class EngineConfig:
     """How the engine runs a model. `None` is filled from the model and the machine.
 
     max_context: positions one sequence may have. max_kv_tokens: positions of the whole KV cache.
-    max_new_tokens: what one request may generate at most; None leaves that to the context.
+    max_new_tokens: what one request may generate at most; None leaves that to the context. yarn: how many
+    times YaRN extends the context; None leaves that to the model's files, 1 turns it off.
     """
 
     backend: Literal["cpu", "reference"] = "cpu"
@@ -283,6 +275,7 @@ class EngineConfig:
     prefix_cache: bool = True
     speculation: bool = True
     threads: int | None = None
+    yarn: float | None = None
 
     def resolve(self, model: ModelConfig, cpus: int) -> EngineConfig:
         """The same configuration, checked and with threads; context and cache are chosen by model/fit.py.
@@ -290,10 +283,18 @@ class EngineConfig:
         Raises UsageError when a number makes no sense.
         """
         self._check()
-        if self.max_context is not None and self.max_context > model.max_positions:
+        model = with_yarn(model, self.yarn)
+        context = self.max_context or model.max_positions
+        if context > model.max_positions:
+            factor = enough_yarn(model, context)
+            more = (
+                ""
+                if factor > YARN_LIMIT or model.llama3 or model.window
+                else (f", or extend them with YaRN, which may hurt short texts: --yarn {factor:g}")
+            )
             raise UsageError(
-                f"max_context={self.max_context} is beyond the model's {model.max_positions} positions. "
-                "Ask for at most that."
+                f"max_context={context} is beyond the model's {model.max_positions} positions. "
+                f"Ask for at most that{more}."
             )
         wanted = os.environ.get(ENV_THREADS) or str(cpus)
         if self.threads is None and not wanted.isdecimal():

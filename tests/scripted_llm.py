@@ -128,11 +128,12 @@ class ScriptedLLM:
         quantize: str | None = None,
         config: Any = None,
         progress: Callable[[float], None] | None = None,
+        fetching: Callable[[Any], None] | None = None,
     ) -> None:
         if model == "nowhere":
             raise ModelError("model 'nowhere' is not a directory. Give the path of a checkpoint.")
         self.name, self.load_seconds = model or "scripted", 0.25
-        self.quantize, self.engine_config = quantize, config
+        self.quantize, self.engine_config, self.notes = quantize, config, ()
         self.calls: list[tuple[list[Message], SamplingParams, Thinking]] = []
         self.closed = False
         self.fit = Fit(1000, 0, 1000, 1000, 1000, context=64, native=64, kv_tokens=64, free=10**6)

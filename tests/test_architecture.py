@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "deepfast"
 MAY_IMPORT = {  # unit -> the other units it may import; cli and __init__ wire things up and are exempt
     "types": set(),
-    "config": {"types"},
+    "hf_config": {"types"},
+    "config": {"types", "hf_config"},
     "text": {"types"},
     "thinking": {"types", "config"},
     "client_body": {"types"},
@@ -49,7 +50,9 @@ DOORS = {  # third-party module -> the only places it may be imported
     "nh3": {"server/render.py"},
     "httpx": {"client.py", "cli/batch.py"},
     "mcp": {"agent/mcp.py"},
-    "huggingface_hub": {"model/hub.py"},
+    "huggingface_hub": {"model/shelf.py"},
+    "httpx2": {"model/shelf.py", "model/wire.py"},
+    "filelock": {"model/download.py"},
 }
 
 

@@ -21,7 +21,17 @@ from deepfast.backend.cpu import CpuBackend
 from deepfast.backend.grouped import Layout, PackedFormat
 from deepfast.backend.machine import free_memory
 from deepfast.config import BLOCK_SIZE, ModelConfig, kv_bytes_per_token
-from deepfast.model.fit import SHARED, SMALLEST, Fit, fit, loaded_bytes, packed_size, settle, step_bytes
+from deepfast.model.fit import (
+    SHARED,
+    SMALLEST,
+    Asked,
+    Fit,
+    fit,
+    loaded_bytes,
+    packed_size,
+    settle,
+    step_bytes,
+)
 from deepfast.model.load import load_tensors
 from deepfast.model.packed import write_packed
 from deepfast.model.shapes import weight_bytes
@@ -131,7 +141,7 @@ def test_loading_obeys_and_refuses_before_it_reads_a_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = chat_checkpoint(tmp_path, max_position_embeddings=32768)
-    whole = settle({"m": Checkpoint.open(path)}, EngineConfig(), None, GB, 1)["m"][1]
+    whole = settle({"m": (Checkpoint.open(path), None)}, EngineConfig(), GB, 1)["m"][1]
     free = whole.total - 3 * whole.kv // 4 - whole.kv // 8  # half of the context
     monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: free)
     with LLM(path) as llm:
@@ -146,27 +156,29 @@ def test_loading_obeys_and_refuses_before_it_reads_a_weight(
 
 def test_every_way_out_that_is_named_leads_out(tmp_path: Path) -> None:
     path = chat_checkpoint(tmp_path, max_position_embeddings=32768, hidden_size=256, num_hidden_layers=6)
-    checkpoint = {"m": Checkpoint.open(path)}
+    checkpoint: dict[str, Asked] = {"m": (Checkpoint.open(path), None)}
     asked = EngineConfig(max_context=32768)
-    whole = settle(checkpoint, asked, None, GB, 1)["m"][1]
+    whole = settle(checkpoint, asked, GB, 1)["m"][1]
     one = whole.kv * 32768 // whole.kv_tokens
     free = whole.total - whole.kv + one * 2 // 3
     with pytest.raises(UsageError) as caught:
-        settle(checkpoint, asked, None, free, 1)
+        settle(checkpoint, asked, free, 1)
     said = str(caught.value)
     assert "--kv q8" in said and "--context " in said and "--quantize" in said
     context = int(said.split("--context ")[1].split()[0])
-    settle(checkpoint, dataclasses.replace(asked, max_context=context), None, free, 1)
-    settle(checkpoint, dataclasses.replace(asked, kv="q8"), None, free, 1)
+    settle(checkpoint, dataclasses.replace(asked, max_context=context), free, 1)
+    settle(checkpoint, dataclasses.replace(asked, kv="q8"), free, 1)
     with pytest.raises(UsageError):
-        settle(checkpoint, dataclasses.replace(asked, max_context=context + 64), None, free, 1)
+        settle(checkpoint, dataclasses.replace(asked, max_context=context + 64), free, 1)
 
 
 def test_models_loaded_together_share_what_is_left(tmp_path: Path) -> None:
     path = chat_checkpoint(tmp_path, max_position_embeddings=32768)
-    one = settle({"a": Checkpoint.open(path)}, EngineConfig(), None, GB, 1)["a"][1]
+    one = settle({"a": (Checkpoint.open(path), None)}, EngineConfig(), GB, 1)["a"][1]
     least = one.total - one.kv
-    both = settle({n: Checkpoint.open(path) for n in "ab"}, EngineConfig(), None, 2 * least + one.kv // 4, 1)
+    both = settle(
+        {n: (Checkpoint.open(path), None) for n in "ab"}, EngineConfig(), 2 * least + one.kv // 4, 1
+    )
     fits: list[Fit] = [found for _, found in both.values()]
     assert fits[0].context == pytest.approx(fits[1].context, rel=0.5)
     assert sum(found.total for found in fits) <= 2 * least + one.kv // 4
@@ -175,7 +187,7 @@ def test_models_loaded_together_share_what_is_left(tmp_path: Path) -> None:
 def test_a_packed_checkpoint_is_mapped(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "m")
     write_packed(Checkpoint.open(source), CpuBackend(1), "q4", tmp_path / "q")
-    packed = settle({"q": Checkpoint.open(tmp_path / "q")}, EngineConfig(), None, GB, 1)["q"][1]
+    packed = settle({"q": (Checkpoint.open(tmp_path / "q"), None)}, EngineConfig(), GB, 1)["q"][1]
     assert packed.mapped == packed.weights == (tmp_path / "q" / "model.safetensors").stat().st_size
 
 

@@ -214,6 +214,58 @@ def bad_arrays(cpu: CpuBackend) -> dict[str, Any]:
     }
 
 
+def bad_codes(cpu: CpuBackend) -> dict[str, Any]:
+    """Quantised rows that must be refused at the border."""
+    buffer = aligned_empty(_C.packed_bytes("q4_k", 1, 16, 72, 2))
+    w, pack = _C.Matrix(buffer, "q4_k", 1, 16, 72, 2), cpu._core.pack_codes
+    codes, halves, bytes_ = (
+        np.zeros((16, 72), np.int8),
+        np.zeros((16, 2), np.uint16),
+        np.zeros((16, 3), np.int8),
+    )
+    plain = cpu.pack([ArrayMatrix(numbers(16, 72))], "q4")
+    low, high = codes.copy(), codes.copy()
+    low[15, 71], high[0, 0] = -1, 16
+    pack(w, buffer, 0, 0, codes, halves, halves, bytes_, bytes_)
+    return {
+        "code below zero": lambda: pack(w, buffer, 0, 0, low, halves, halves, bytes_, bytes_),
+        "code of five bits": lambda: pack(w, buffer, 0, 0, high, halves, halves, bytes_, bytes_),
+        "codes too narrow": lambda: pack(
+            w, buffer, 0, 0, codes[:, :64].copy(), halves, halves, bytes_, bytes_
+        ),
+        "a scale per group": lambda: pack(
+            w, buffer, 0, 0, codes, halves[:, [0, 1, 1]], halves, bytes_, bytes_
+        ),
+        "scales of other rows": lambda: pack(w, buffer, 0, 0, codes, halves[:15], halves, bytes_, bytes_),
+        "no minimums": lambda: pack(w, buffer, 0, 0, codes, halves, None, bytes_, bytes_),
+        "minimums of other rows": lambda: pack(w, buffer, 0, 0, codes, halves, halves[:15], bytes_, bytes_),
+        "no steps": lambda: pack(w, buffer, 0, 0, codes, halves, halves, None, bytes_),
+        "no lows": lambda: pack(w, buffer, 0, 0, codes, halves, halves, bytes_),
+        "steps too narrow": lambda: pack(
+            w, buffer, 0, 0, codes, halves, halves, np.zeros((16, 2), np.int8), bytes_
+        ),
+        "lows of halves": lambda: pack(
+            w, buffer, 0, 0, codes, halves, halves, bytes_, np.zeros((16, 5), np.int8)
+        ),
+        "steps of int16": lambda: pack(
+            w, buffer, 0, 0, codes, halves, halves, bytes_.astype(np.int16), bytes_
+        ),
+        "steps for one level": lambda: pack(
+            plain.native, plain.buffer, 0, 0, codes, np.zeros((16, 3), np.uint16), None, bytes_
+        ),
+        "codes for floats": lambda: pack(
+            cpu.pack([ArrayMatrix(numbers(16, 72))], "bf16").native, buffer, 0, 0, codes, halves
+        ),
+        "floats for two levels": lambda: cpu._core.pack(w, buffer, 0, 0, numbers(16, 72)),
+        "span of one level": lambda: _C.packed_bytes("q4", 1, 16, 72, 2),
+        "span of nothing": lambda: _C.packed_bytes("q4_k", 1, 16, 72, 0),
+        "negative span": lambda: _C.packed_bytes("q4_k", 1, 16, 72, -8),
+        "span beyond all": lambda: _C.packed_bytes("q4_k", 1, 16, 72, 2**31),
+        "buffer of another span": lambda: _C.Matrix(buffer, "q4_k", 1, 16, 72, 1),
+        "more than there is": lambda: _C.packed_bytes("q8", 2**29, 2**29, 2**29),
+    }
+
+
 def make_batch(positions: list[int], starts: list[int], lens: list[int], tables: list[list[int]]) -> _C.Batch:
     """The native batch of plain lists."""
     p, s, n = (np.array(a, np.int32) for a in (positions, starts, lens))
@@ -253,7 +305,7 @@ def bad_batches(cpu: CpuBackend) -> dict[str, Any]:
 
 class TestBorder:
     def test_bad_arguments_raise(self, cpu: CpuBackend) -> None:
-        for name, call in (bad_arrays(cpu) | bad_batches(cpu)).items():
+        for name, call in (bad_arrays(cpu) | bad_codes(cpu) | bad_batches(cpu)).items():
             with pytest.raises((TypeError, ValueError)):
                 call()
                 pytest.fail(f"{name} was accepted")

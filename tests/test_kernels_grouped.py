@@ -61,7 +61,7 @@ def assert_product(got: FloatArray, x: FloatArray, w: FloatArray) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("shape", [(16, 32), (5, 7), (33, 100), (19, 1040), (1030, 48)])
+@pytest.mark.parametrize("shape", [(5, 7), (33, 100), (1030, 48)])
 def test_packed_rows_are_bit_for_bit_what_the_layout_says(
     cpu: CpuBackend, layout: Layout, shape: tuple[int, int]
 ) -> None:
@@ -74,14 +74,15 @@ def test_packed_rows_are_bit_for_bit_what_the_layout_says(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("n", [1, 3, 16, 75])
-@pytest.mark.parametrize("shape", [(16, 32), (70, 45), (200, 160), (40, 1100)])
-def test_linear_is_the_product(cpu: CpuBackend, layout: Layout, n: int, shape: tuple[int, int]) -> None:
-    rows, x, bias = random_rows(layout, *shape), numbers(n, shape[1], seed=1), numbers(shape[0], seed=2)
+@pytest.mark.parametrize("shape", [(70, 45), (200, 160), (40, 1100)])
+def test_linear_is_the_product(cpu: CpuBackend, layout: Layout, shape: tuple[int, int]) -> None:
+    rows, bias = random_rows(layout, *shape), numbers(shape[0], seed=2)
     weight = packed(cpu, rows)
-    y = cpu.linear(x, weight)
-    assert_product(y, x, rows.floats())
-    assert np.array_equal(cpu.linear(x, weight, bias), y + bias)
+    for n in (1, 3, 16, 75):
+        x = numbers(n, shape[1], seed=1)
+        y = cpu.linear(x, weight)
+        assert_product(y, x, rows.floats())
+        assert np.array_equal(cpu.linear(x, weight, bias), y + bias)
 
 
 @pytest.mark.parametrize("layout", TWO_LEVEL, ids=str)

@@ -16,16 +16,20 @@ import numpy as np
 import pytest
 from checkpoints import chat_checkpoint, make_checkpoint
 from click.testing import CliRunner, Result
+from kernel_support import random_rows
 
 from deepfast import LLM, EngineConfig, SamplingParams
-from deepfast.backend.cpu import CpuBackend
+from deepfast.backend.cpu import CpuBackend, Weight
+from deepfast.backend.grouped import Grouped, Layout, take_rows
 from deepfast.backend.reference import ReferenceBackend
 from deepfast.cli.main import cli
 from deepfast.config import PACKED_LAYOUT
 from deepfast.model.decoder import Decoder, Dense, Experts, Layer
 from deepfast.model.hub import BUNDLED
+from deepfast.model.load import load_tensors
 from deepfast.model.packed import write_packed
 from deepfast.model.safetensors import ALIGNMENT, SafetensorsFile
+from deepfast.model.tensors import Matrix
 from deepfast.model.weights import Checkpoint
 from deepfast.types import DeepfastError, ModelError, UsageError
 
@@ -86,6 +90,67 @@ def test_a_packed_checkpoint_is_what_packing_while_loading_gives(tmp_path: Path,
         else:
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
+
+
+class StoredMatrix(Matrix):
+    """Random codes in the layout that belongs to a name, as a file of several quantised types has them."""
+
+    def __init__(self, name: str, like: Matrix) -> None:
+        kind = next((found for part, found in LAYOUTS.items() if part in name), None)
+        self.name, self.shape, self.nbytes, self._like = name, like.shape, like.nbytes, like
+        self.layout, self.stored = kind, like.stored if kind is None else "q4" if kind.bits == 4 else "q8"
+        self._rows = kind and random_rows(kind, *like.shape, seed=len(name))
+
+    def rows(self, first: int, last: int) -> Any:
+        return self._like.rows(first, last) if self._rows is None else self._rows.floats()[first:last]
+
+    def grouped(self, first: int, last: int) -> Grouped | None:
+        return None if self._rows is None else take_rows(self._rows, first, last)
+
+
+LAYOUTS = {
+    "q_proj": Layout("q4_k", 2),
+    "k_proj": Layout("q4_k", 2),
+    "v_proj": Layout("q8_k16", 2),
+    "o_proj": Layout("q4_min"),
+    "embed": Layout("q8_k", 2),
+    "gate_proj": Layout("q4"),
+    "up_proj": Layout("q4_k16", 2),
+    "0.mlp.down_proj": Layout("q8"),
+    "experts.3.down_proj": Layout("q8_k16_min", 1),
+    "down_proj": Layout("q4_k", 1),
+}
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM"])
+@pytest.mark.parametrize("format", ["q4", "q8", None])
+def test_all_layouts_come_back_from_a_packed_file(tmp_path: Path, architecture: str, format: Any):
+    source, out = make_checkpoint(tmp_path / "model", architecture), tmp_path / "packed"
+    cpu = CpuBackend(2)
+
+    def load(backend: Any) -> dict[str, Any]:
+        return dict(load_tensors(Checkpoint.open(source), backend, format, prepare=StoredMatrix))
+
+    wanted, reference = load(cpu), load(ReferenceBackend())
+    for name, weight in wanted.items():
+        if isinstance(weight, Weight):
+            values = [cpu.unpack(weight, expert) for expert in range(weight.experts)]
+            np.testing.assert_array_equal(np.stack(values).ravel(), reference[name].values.ravel(), name)
+    kept = {name.rpartition(".layers.")[2]: w.layout for name, w in wanted.items() if isinstance(w, Weight)}
+    gate_up = next(layout for name, layout in kept.items() if name.startswith("1.") and "gate_up" in name)
+    assert kept["1.self_attn.qkv_proj.weight"] == (
+        Layout("q4") if format == "q4" else Layout("q8_k16_min", 2)
+    )
+    assert kept["1.self_attn.o_proj.weight"] == Layout("q4_min") and gate_up == Layout("q4_k16", 1)
+    if format is None:
+        return
+    write_packed(Checkpoint.open(source), cpu, format, out, prepare=StoredMatrix)
+    said = SafetensorsFile(out / "model.safetensors").metadata[QKV]
+    assert said == ("q4 1 x 256 x 64" if format == "q4" else "q8_k16_min/2 1 x 256 x 64")
+    for name, found in load_tensors(Checkpoint.open(out), cpu):
+        if isinstance(found, Weight):
+            assert found.layout == wanted[name].layout
+            assert found.buffer.tobytes() == wanted[name].buffer.tobytes()
 
 
 def test_every_weight_begins_on_a_cache_line(tmp_path: Path):
@@ -227,6 +292,15 @@ def _cut(count: int) -> Callable[[Path], None]:
         ),
         (_header(lambda h: h["__metadata__"].__setitem__(QKV, "q4 1 x 256 x 96")), "q4 1 x 256 x 96"),
         (_header(lambda h: h["__metadata__"].__setitem__(QKV, "q2 1 x 256 x 64")), "described as 'q2"),
+        (
+            _header(lambda h: h["__metadata__"].__setitem__(QKV, "q4_k/2 1 x 256 x 64")),
+            "bytes of a packed matrix",
+        ),
+        (
+            _header(lambda h: h["__metadata__"].__setitem__(QKV, "q4_k/0 1 x 256 x 64")),
+            "described as 'q4_k/0",
+        ),
+        (_header(lambda h: h["__metadata__"].__setitem__(QKV, "q4/2 1 x 256 x 64")), "span=2; expected 1"),
         (_header(lambda h: h["__metadata__"].pop(QKV)), "described as ''"),
         (_header(lambda h: h.pop("__metadata__")), "described as ''"),
         (_header(lambda h: h.__setitem__("__metadata__", {QKV: 3})), "no object of strings"),
@@ -237,7 +311,7 @@ def _cut(count: int) -> Callable[[Path], None]:
         (_quant(layout=PACKED_LAYOUT + 1), "Run deepfast quantize"),
         (_quant(layout="x"), "layout 'x'"),
         (_quant(bits=3), "3 bits"),
-        (_quant(quant_method="awq"), "awq"),
+        (_quant(quant_method="awq"), "AWQ"),
         (_config(quantization_config=None), "has shape [5760]"),
         (_config(num_hidden_layers=3), "model.layers.2.input_layernorm.weight is missing"),
         (_config(num_hidden_layers=1), "unknown"),

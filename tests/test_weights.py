@@ -201,7 +201,7 @@ def test_wrong_json_says_where(tmp_path: Path, text: str, says: str):
         {"head_dim": 31},
         {"num_key_value_heads": 3},
         {"hidden_size": "64"},
-        {"use_sliding_window": True},
+        {"use_sliding_window": True, "sliding_window": 64},
         {"quantization_config": "awq"},
         {"quantization_config": {"quant_method": "awq", "bits": 4}},
     ],
@@ -222,7 +222,10 @@ def test_missing_files_say_what_was_expected(tmp_path: Path):
     (path / "model.safetensors.index.json").unlink()
     (path / "pytorch_model.bin").touch()
     text = fails(path)
-    assert "expected model.safetensors" in text and "pytorch_model.bin" in text
+    assert "expected model.safetensors" in text and "pytorch_model.bin, a pickle" in text
+    assert "may run code" in text and "fetch the safetensors files" in text
+    (path / "pytorch_model.bin").rename(path / "model.gguf")
+    assert "found model.gguf: give that file itself" in fails(path)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +234,7 @@ def test_missing_files_say_what_was_expected(tmp_path: Path):
         ("{}", "weight_map"),
         ('{"weight_map": {}}', "names no tensor"),
         ('{"weight_map": {"a": "../model-00001-of-00002.safetensors"}}', "not a plain file name"),
-        ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "tensor a is missing"),
+        ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "tensor 'a' is missing"),
     ],
 )
 def test_a_wrong_index_is_refused(tmp_path: Path, index: str, says: str):

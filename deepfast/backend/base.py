@@ -99,8 +99,8 @@ class Backend(Protocol):
     def pack(self, parts: Sequence[Any], format: WeightFormat) -> Weight:
         """Stack matrices [M_i, K] along M and pack them in `format`.
 
-        Each part is a `model.tensors.Matrix`: `.shape`, `.rows(first, last) -> float32 [last - first, K]`, and
-        `.layout`, not None when it is quantised already: then `.grouped(first, last)` is read where
+        Each part is a `model.tensors.Matrix`: `.shape`; `.rows(first, last) -> float32 [last - first, K]`;
+        and `.layout`, not None when it is quantised already: then `.grouped(first, last)` is read where
         `grouped.kept_layout` says that the format keeps it without loss; otherwise rows are rounded.
         """
         ...

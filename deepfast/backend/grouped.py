@@ -111,11 +111,11 @@ def join(layouts: Iterable[Layout]) -> Layout:
 
 
 def kept_layout(layouts: Iterable[Layout | None], format: str) -> Layout | None:
-    """How matrices of these layouts (None: floats) are packed together in a WeightFormat without loss; None when
-    they cannot be: then their values are rounded.
+    """How matrices of these layouts (None: floats) are packed together in a WeightFormat without loss.
 
-    q4 keeps layouts of 4 bits. q8 keeps all: it promises precision, not a size, so matrices of 4 bits alone
-    stay at 4 bits. A stack has one layout, so that one matrix of 8 bits widens the others.
+    None when they cannot be: then their values are rounded. q4 keeps layouts of 4 bits. q8 keeps all: it
+    promises precision, not a size, so matrices of 4 bits alone stay at 4 bits. A stack has one layout: one
+    matrix of 8 bits widens the others.
     """
     found = list(layouts)
     bits = {"q4": 4, "q8": 8}.get(format, 0)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..config import BLOCK_SIZE, EngineConfig, ModelConfig, WeightFormat, kv_bytes_per_token
+from ..config import BLOCK_SIZE, EngineConfig, ModelConfig, WeightFormat, kv_bytes_per_token, with_yarn
 from ..types import SamplingParams, UsageError
+from .fetching import locate
 from .options import engine_config, engine_options, open_llm
 from .show import idle_expert_parameters
 from .terminal import note
@@ -54,12 +55,11 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     from ..backend.cpu import CpuBackend
     from ..backend.machine import available_cpus
     from ..backend.probe import int8_peak, read_bandwidth
-    from ..model import hub
     from ..model.weights import Checkpoint
 
-    checkpoint = Checkpoint.open(hub.resolve(options["model"]))
-    config, stored = checkpoint.config, checkpoint.stored
-    asked = engine_config(options)
+    checkpoint = Checkpoint.open(locate(options["model"]).path)
+    asked, stored = engine_config(options), checkpoint.stored
+    config = with_yarn(checkpoint.config, asked.yarn)
     context = min(asked.max_context or config.max_positions, config.max_positions)
     plan = make_plan(context, quick)
     threads = asked.resolve(config, available_cpus()).threads or 1
@@ -69,6 +69,7 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     settings = EngineConfig(
         kv=asked.kv,
         threads=threads,
+        yarn=asked.yarn,
         max_context=max(plan.prompt, *(max(depth, SHORT) + plan.new for depth, _ in plan.points)) + 1,
         max_kv_tokens=_kv_tokens(plan),
         max_running=max(batch for _, batch in plan.points),

@@ -21,6 +21,8 @@ COMMANDS = (
     "run",
     "chat",
     "serve",
+    "pull",
+    "list",
     "bench",
     "show",
     "quantize",

@@ -7,14 +7,14 @@ open; a line of text. Raises what model/fit.py raises. Does not know: the arithm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..backend.machine import available_cpus
 from ..config import EngineConfig, WeightFormat
-from ..model import hub
 from ..model.fit import Fit, settle
 from ..model.weights import Checkpoint
 from ..types import as_size
+from .fetching import locate
 
 
 class Need(NamedTuple):
@@ -37,14 +37,17 @@ class Need(NamedTuple):
 
 
 def plan(
-    models: Mapping[str, str | None], format: WeightFormat | None, settings: EngineConfig, free: int
+    models: Mapping[str, str | None], format: Literal["q8", "q4"] | None, settings: EngineConfig, free: int
 ) -> list[Need]:
     """What these models (name -> path) need together. Raises ModelError for files that are missing,
     UsageError when they need more than `free` bytes."""
-    opened = {name: Checkpoint.open(hub.resolve(model)) for name, model in models.items()}
+    asked = dict[str, tuple[Checkpoint, WeightFormat | None]]()
+    for name, model in models.items():
+        found = locate(model)
+        asked[name] = Checkpoint.open(found.path), found.packing(format)
     needs = []
-    for name, (settled, fit) in settle(opened, settings, format, free, available_cpus()).items():
-        checkpoint = opened[name]
-        chosen = checkpoint.stored if checkpoint.config.packed or format is None else format
+    for name, (settled, fit) in settle(asked, settings, free, available_cpus()).items():
+        checkpoint, wanted = asked[name]
+        chosen = checkpoint.stored if checkpoint.config.packed or wanted is None else wanted
         needs.append(Need(name, chosen, settled, fit))
     return needs

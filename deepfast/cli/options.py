@@ -19,6 +19,7 @@ import click
 
 from ..config import ENV_MODEL, EngineConfig, KVFormat
 from ..types import ControlError, Grammar, Mode, SamplingParams, Thinking, UsageError
+from .fetching import FetchBar
 from .terminal import note
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def _add(command: Command, *options: Callable[[Command], Command]) -> Command:
 
 def model_option(command: Command) -> Command:
     """-m / --model, alone."""
-    text = "A directory with a Hugging Face checkpoint, or what `deepfast quantize` made of one. "
-    text += "Left out: the model that comes with Deepfast."
+    text = "A directory or .gguf file, a name (qwen3:4b, see `deepfast list --available`) or an id of a hub "
+    text += "(Qwen/Qwen3-4B). Left out: the model that comes with Deepfast."
     option = click.option("-m", "--model", envvar=ENV_MODEL, show_envvar=True, metavar="MODEL", help=text)
     return option(command)
 
@@ -61,6 +62,9 @@ def tuning_options(command: Command) -> Command:
         click.option("--quantize", type=click.Choice(["q8", "q4"]), help="Quantise weights while loading."),
         click.option("--threads", type=positive, metavar="N", help="Worker threads. Default: one per core."),
         click.option("--context", type=positive, metavar="N", help="Positions a conversation may have."),
+        click.option(
+            "--yarn", type=float, metavar="FACTOR", help="Extend the model's context so many times; 1: never."
+        ),
         click.option("--kv", type=click.Choice(get_args(KVFormat)), help="Number format of the KV cache."),
     )
 
@@ -185,7 +189,8 @@ def spelled(name: str) -> str:
 
 def engine_config(options: Options, **more: Any) -> EngineConfig:
     """The engine settings that were given, over the library's defaults; more: those of one command alone."""
-    given = {"threads": options["threads"], "max_context": options["context"], "kv": options["kv"], **more}
+    given = {"threads": options["threads"], "max_context": options["context"], "kv": options["kv"]}
+    given |= {"yarn": options["yarn"], **more}
     return EngineConfig(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -194,10 +199,12 @@ def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
     from .. import LLM
 
     model, format = options["model"], options["quantize"]
-    with LoadBar("loading the model") as bar:
-        llm = LLM(model, quantize=format, config=config or engine_config(options), progress=bar)
-    for remark in llm.fit.remarks(options["context"]) if config is None else ():
-        note(f"[{remark}]")
+    settings = config or engine_config(options)
+    with FetchBar() as fetching, LoadBar("loading the model") as bar:
+        llm = LLM(model, quantize=format, config=settings, progress=bar, fetching=fetching)
+    remarks = llm.fit.remarks(options["context"]) if config is None else ()
+    for text in (*llm.notes, *remarks):
+        note(f"[{text}]")
     if model is not None and format is not None and llm.load_seconds > LONG_SECONDS:
         packing = f"quantising took {llm.load_seconds:.0f} s; once and for all:"
         note(f"[{packing} deepfast quantize {shlex.quote(model)} --to {format}]")

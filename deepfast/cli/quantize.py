@@ -19,12 +19,14 @@ import click
 
 from ..config import BUNDLED_NAME
 from ..types import UsageError, as_dict, as_size
+from .fetching import locate
 from .options import LoadBar, Options, positive
 from .terminal import note
 
 if TYPE_CHECKING:
     from ..backend.cpu import CpuBackend
     from ..model.compare import Comparison
+    from ..model.hub import Found
     from ..model.importance import Importance
     from ..model.least_error import Format, Rounder
     from ..model.weights import Checkpoint
@@ -86,7 +88,6 @@ def quantize(model: str | None, as_json: bool, **options: Any) -> None:
 def make(model: str | None, options: Options) -> dict[str, Any]:
     """Pack, and everything that is to be said of it; bytes, seconds, nats per token."""
     from ..backend.cpu import CpuBackend
-    from ..model import hub
     from ..model.compare import windows
     from ..model.packed import check_target, write_packed
     from ..model.weights import Checkpoint
@@ -94,9 +95,9 @@ def make(model: str | None, options: Options) -> dict[str, Any]:
     format, plain, judge = options["format"], options["plain"], options["measure"]
     if plain and (options["texts"] or options["imatrix"]):
         raise UsageError("--plain does not look at what matters. Drop it, or --calibrate and --imatrix.")
-    path = hub.resolve(model).resolve()
-    target = options["out"] or _beside(model, path, format)
-    checkpoint, backend = Checkpoint.open(path), CpuBackend(options["threads"])
+    found = locate(model)
+    target = options["out"] or _beside(model, found, format)
+    checkpoint, backend = Checkpoint.open(found.path), CpuBackend(options["threads"])
     check_target(checkpoint, target)
     judged = _ids([judge], checkpoint, options["tokens"]) if judge else []
     if judge:
@@ -139,14 +140,12 @@ class _Clock:
         self.seconds[name], self._began = round(now - self._began, 2), now
 
 
-def _beside(model: str | None, path: Path, format: str) -> Path:
+def _beside(model: str | None, found: Found, format: str) -> Path:
     """Where the result goes: beside the model, or here when the model has no place of the user's."""
-    name = path.stem if path.is_file() else path.name
-    if model is None:
-        return Path(f"{BUNDLED_NAME}-{format}")
-    if Path(model).expanduser().exists():
-        return path.with_name(f"{name}-{format}")
-    return Path(f"{model.rpartition('/')[2].replace(':', '-')}-{format}")
+    path = found.path.resolve()  # for its name; a cache's links are opened as they are named
+    stem = path.stem if path.is_file() else path.name
+    name = BUNDLED_NAME if model is None else found.repo.rpartition("/")[2]
+    return Path(f"{name}-{format}") if name else path.with_name(f"{stem}-{format}")
 
 
 def _rounding(

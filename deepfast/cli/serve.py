@@ -59,8 +59,9 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
     *("-m", "--model", "models"),
     multiple=True,
     metavar="[NAME=]MODEL",
-    help="A model directory, and the name by which clients ask for it. Several may be given; the first one "
-    f"answers where none is named. Default: {ENV_MODEL}, or the model that comes with Deepfast.",
+    help="A model, as for `deepfast run`, and the name by which clients ask for it. Several may be given; "
+    "the first one answers where none is named. "
+    f"Default: {ENV_MODEL}, or the model that comes with Deepfast.",
 )
 @tuning_options
 @click.option(
@@ -286,6 +287,8 @@ def _load(
         with LoadBar(f"loading {need.name}") as bar:
             model, format = models[need.name], options["quantize"]
             loaded[need.name] = LLM(model, quantize=format, config=need.settings, progress=bar)
+        for text in loaded[need.name].notes:
+            log.say("warning", f"{need.name}: {text}")
     return loaded
 
 

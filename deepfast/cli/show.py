@@ -26,6 +26,7 @@ from ..config import (
     kv_bytes_per_token,
 )
 from ..types import ModelError, as_dict, as_size
+from .fetching import locate
 from .options import model_option
 
 if TYPE_CHECKING:
@@ -68,11 +69,10 @@ def show(model: str | None, as_json: bool) -> None:
 
 def describe(model: str | None) -> dict[str, Any]:
     """Every fact, by name; sizes in bytes. Raises ModelError when the files are missing or damaged."""
-    from ..model import hub
     from ..model.shapes import parameter_count, weight_bytes
     from ..model.weights import Checkpoint
 
-    path = hub.resolve(model)
+    path = locate(model).path
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     total = parameter_count(config)

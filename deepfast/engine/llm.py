@@ -13,16 +13,17 @@ import weakref
 from collections import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..backend.base import Backend
 from ..backend.cpu import CpuBackend
 from ..backend.machine import available_cpus, free_memory
 from ..backend.reference import ReferenceBackend
-from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig
+from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig, with_yarn
 from ..model import hub
 from ..model.decoder import Decoder
 from ..model.fit import Fit, settle
+from ..model.rounding import conversion_notes
 from ..model.weights import Checkpoint
 from ..text.messages import Messages
 from ..text.template import ChatTemplate, Tools
@@ -37,16 +38,21 @@ from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Sequence
 
+if TYPE_CHECKING:
+    from ..model.download import Report
+
 Stream = TypeVar("Stream", ChatStream, AsyncChatStream)
 
 
 class LLM:
     """A loaded model with its engine. Thread-safe: any number of threads may chat at once and share batches.
 
-    model: None (the bundled model) or a directory in Hugging Face format, also one that `deepfast quantize`
-    made. quantize: pack the weights as "q8" or "q4" while loading; None keeps them as stored. The
-    context is the largest that fits in memory unless the config names one; `fit` says what was found. Raises
-    ModelError when the model cannot be loaded, UsageError when the memory is not there.
+    model: None (the bundled model), a directory in Hugging Face format, also one that `deepfast quantize`
+    made, a .gguf file, or a name that model/hub.py explains, which is fetched when it is not here.
+    quantize: pack the weights as "q8" or "q4" while loading; None keeps them as stored, or as the name says.
+    progress: called with the loaded fraction; fetching: with what is fetched before that. The context is
+    the largest that fits in memory, unless the config names one: `fit` says what was found.
+    Raises ModelError when the model cannot be had or loaded, UsageError when the memory is not there.
     """
 
     def __init__(
@@ -56,20 +62,24 @@ class LLM:
         quantize: Literal["q8", "q4"] | None = None,
         config: EngineConfig | None = None,
         progress: Callable[[float], None] | None = None,
+        fetching: Report | None = None,
     ) -> None:
+        found = hub.find(model, report=fetching)
+        path, quantize = found.path, found.packing(quantize)
         began = time.monotonic()
-        path = hub.resolve(None if model is None else str(model))
         self.name = BUNDLED_NAME if model is None else str(model)
         settings = config or EngineConfig()
         checkpoint = Checkpoint.open(path)
         self.tokenizer = Tokenizer.of(checkpoint.text)
-        self.config = checkpoint.config
+        self.config = checkpoint.config = with_yarn(checkpoint.config, settings.yarn)
+        asked = {self.name: (checkpoint, quantize)}
         self.fit: Fit
-        models = {self.name: checkpoint}
-        settings, self.fit = settle(models, settings, quantize, free_memory(), available_cpus())[self.name]
+        settings, self.fit = settle(asked, settings, free_memory(), available_cpus())[self.name]
         cpu = settings.backend == "cpu"
         backend: Backend = CpuBackend(settings.threads) if cpu else ReferenceBackend()
         decoder = Decoder.load(checkpoint, backend, quantize, progress)
+        self.notes = (*self.config.notes, *checkpoint.text.notes)  # what a person should know
+        self.notes += conversion_notes(checkpoint) if quantize is None else ()
         assert settings.max_context is not None and settings.max_kv_tokens is not None
         blocks = -(-settings.max_kv_tokens // BLOCK_SIZE)
         pool = BlockPool(blocks, BLOCK_SIZE, prefix_cache=settings.prefix_cache)

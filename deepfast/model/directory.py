@@ -169,7 +169,7 @@ class SafetensorsSource:
         numbers = tuple(int(n) for n in said.group(3, 4, 5)) if said else ()
         if said is None or said[1] not in get_args(PackedFormat) or numbers != (experts, rows, columns):
             raise ModelError(
-                f"{file.path}: packed tensor {name} is described as {file.metadata.get(name, '')!r}; "
+                f"{file.path}: packed tensor {name} is described as {file.metadata.get(name, '')!r:.100}; "
                 f"config.json asks for {experts} x {rows} x {columns}."
             )
         file.prefetch(name)
@@ -230,23 +230,33 @@ def _open_files(path: Path) -> list[SafetensorsFile]:
     if (path / SINGLE).exists():
         return [SafetensorsFile(path / SINGLE)]
     if not (path / INDEX).exists():
-        others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
-        found = f" (found {others[0]}: convert it to safetensors first)" if others else ""
-        raise ModelError(f"{path}: no weights: expected {SINGLE} or {INDEX}{found}.")
+        raise ModelError(f"{path}: no weights: expected {SINGLE} or {INDEX}{_other_weights(path)}.")
     weight_map = read_json(path / INDEX, "").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise ModelError(f"{path / INDEX}: expected 'weight_map', an object from tensor to file name.")
     files = []
     for shard in dict.fromkeys(weight_map.values()):
-        if Path(shard).name != shard:
-            raise ModelError(f"{path / INDEX}: shard {shard!r} is not a plain file name.")
+        if Path(shard).name != shard or not shard.isprintable() or len(shard.encode()) > 255:
+            raise ModelError(f"{path / INDEX}: shard {shard!r:.100} is not a plain file name.")
         if not (path / shard).exists():
             raise ModelError(f"{path / shard} is missing; {INDEX} names it. Download it again.")
         file = SafetensorsFile(path / shard)
         lost = [name for name, owner in weight_map.items() if owner == shard and name not in file.entries]
         if lost:
-            raise ModelError(f"{file.path}: tensor {lost[0]} is missing, though {INDEX} places it there.")
+            raise ModelError(f"{file.path}: tensor {lost[0]!r:.200} is missing; {INDEX} places it there.")
         files.append(file)
     if not files:
         raise ModelError(f"{path / INDEX}: names no tensor.")
     return files
+
+
+def _other_weights(path: Path) -> str:
+    """What to do with weights in a form that we do not read."""
+    found = {p.suffix: p.name for p in sorted(path.iterdir(), reverse=True)} if path.is_dir() else {}
+    for suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        if suffix in found:
+            return (
+                f" (found {found[suffix]}, a pickle of PyTorch, which may run code as it is read: fetch the "
+                "safetensors files of the model instead, or convert it where you trust it)"
+            )
+    return f" (found {found['.gguf']}: give that file itself)" if ".gguf" in found else ""

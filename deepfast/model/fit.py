@@ -20,8 +20,10 @@ from ..config import (
     ModelConfig,
     WeightFormat,
     kv_bytes_per_token,
+    with_yarn,
 )
 from ..types import UsageError, as_size
+from .catalog import CATALOG
 from .load import stack_format
 from .shapes import Stack, stacks, weight_bytes
 from .weights import Checkpoint
@@ -30,8 +32,12 @@ PER_TOKEN = 1150  # bytes for each token of a vocabulary: tokenizer.json as obje
 MARGIN = 16  # one part in so many of the free memory stays free
 SHARED = 4  # full contexts that the cache holds at most, for several conversations
 SMALLEST = 1024  # positions; with fewer a context that nobody asked for is of no use
+ENOUGH = 4096  # positions that a model should have that is named instead
 LANES = 16  # rows of a packed panel
 FORMATS: tuple[WeightFormat, ...] = ("q8", "q4")  # that a plain checkpoint may be packed in while loading
+
+
+Asked = tuple[Checkpoint, WeightFormat | None]  # a model, and the format that it shall be loaded in
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,24 +173,22 @@ def stack_layout(checkpoint: Checkpoint, name: str, stack: Stack, wanted: Weight
 
 
 def settle(
-    models: Mapping[str, Checkpoint],
-    settings: EngineConfig,
-    format: WeightFormat | None,
-    free: int,
-    cpus: int,
+    models: Mapping[str, Asked], settings: EngineConfig, free: int, cpus: int
 ) -> dict[str, tuple[EngineConfig, Fit]]:
-    """For models that are loaded together, by name: settings in which nothing is open, and what they take.
+    """For models that are loaded together, each in a format (None: as stored): settings in which nothing is
+    open, and what they take.
 
     What the weights leave is shared among the models to come. Raises UsageError when it is not enough.
     """
-    sizes = [_size(model, settings, format) for model in models.values()]
+    sizes = [_size(model, settings, format) for model, format in models.values()]
     found = dict[str, tuple[EngineConfig, Fit]]()
     left = free
-    for number, (name, model) in enumerate(models.items()):
-        chosen = settings.resolve(model.config, cpus)
+    for number, (name, (model, _)) in enumerate(models.items()):
+        config = with_yarn(model.config, settings.yarn)
+        chosen = settings.resolve(config, cpus)
         room = max(left - sum(sizes[number:]), 0) // (len(sizes) - number)
         one = fit(
-            model.config,
+            config,
             "f32",
             chosen.kv,
             chosen.max_context,
@@ -197,7 +201,7 @@ def settle(
         found[name] = replace(chosen, max_context=one.context, max_kv_tokens=one.kv_tokens), one
     fits = [one for _, one in found.values()]
     if sum(one.total - one.mapped for one in fits) > free:
-        raise UsageError(_refusal(models, fits, settings, format, free))
+        raise UsageError(_refusal(models, fits, settings, free))
     return found
 
 
@@ -208,37 +212,27 @@ def _size(model: Checkpoint, settings: EngineConfig, format: WeightFormat | None
     return loaded_bytes(model, format)
 
 
-def _refusal(
-    models: Mapping[str, Checkpoint],
-    fits: Sequence[Fit],
-    settings: EngineConfig,
-    format: WeightFormat | None,
-    free: int,
-) -> str:
+def _refusal(models: Mapping[str, Asked], fits: Sequence[Fit], settings: EngineConfig, free: int) -> str:
     weights, kv = sum(one.weights for one in fits), sum(one.kv for one in fits)
     rest = sum(one.activations + one.text for one in fits)
     return (
         f"{' and '.join(models)}: {as_size(weights)} of weights, {as_size(kv)} of KV cache "
         f"({sum(one.kv_tokens for one in fits):,} positions in {settings.kv}) and {as_size(rest)} to work in "
         f"need {as_size(weights + kv + rest)}, but {as_size(free)} of memory are free. "
-        f"Try {' or '.join(_ways(models, fits, settings, format, free))}."
+        f"Try {' or '.join(_ways(models, fits, settings, free))}."
     )
 
 
 def _ways(
-    models: Mapping[str, Checkpoint],
-    fits: Sequence[Fit],
-    settings: EngineConfig,
-    format: WeightFormat | None,
-    free: int,
+    models: Mapping[str, Asked], fits: Sequence[Fit], settings: EngineConfig, free: int
 ) -> Iterator[str]:
     """What would make it fit, alone or with less context."""
     kv, fixed = sum(one.kv for one in fits), sum(one.total - one.mapped - one.kv for one in fits)
     weights = sum(one.weights for one in fits)
     positions = sum(one.kv_tokens for one in fits)
-    plain = settings.backend == "cpu" and not any(model.config.packed for model in models.values())
+    plain = settings.backend == "cpu" and not any(model.config.packed for model, _ in models.values())
     for smaller in FORMATS if plain else ():
-        size = sum(loaded_bytes(model, smaller) for model in models.values())
+        size = sum(loaded_bytes(model, smaller) for model, _ in models.values())
         if size < weights and fixed - weights + size < free:
             yield f"--quantize {smaller} ({as_size(size)} of weights)"
     if fixed < free:
@@ -246,8 +240,11 @@ def _ways(
         most = (free - fixed) // per_token // len(fits) // BLOCK_SIZE * BLOCK_SIZE
         if most:
             yield f"--context {most}"
-        heads = [kv_bytes_per_token(model.config, "q8") for model in models.values()]
+        heads = [kv_bytes_per_token(model.config, "q8") for model, _ in models.values()]
         small = sum(one.kv_tokens * each for one, each in zip(fits, heads, strict=True))
         if small < kv and fixed + small <= free:
             yield f"--kv q8 ({as_size(small)} of KV cache)"
-    yield "a smaller model (deepfast list --available)"
+    lighter = (entry for entry in CATALOG if entry.weight_bytes("q4") < min(weights, free))
+    fitting = [e for e in lighter if fit(e.config, "q4", settings.kv, ENOUGH, free).fits]
+    named = max(fitting, key=lambda entry: entry.parameters, default=None)
+    yield f"a smaller model, {named.name}-q4" if named else "a smaller model (deepfast list --available)"

@@ -21,13 +21,15 @@ import numpy.typing as npt
 from ..types import ModelError
 
 MAX_HEADER = 100 * 2**20  # bytes; the limit of the format
+MAX_NAME, MAX_DIMENSIONS = 500, 8  # of a tensor; ours have 2, and 3 where experts are stacked
 ALIGNMENT = 64  # of the first tensor in a file that we write
 
-# dtype name -> numpy type of its raw bytes. BF16 has no numpy type: its bits come as uint16.
+# dtype name -> numpy type of its raw bytes. BF16 and F8 have no numpy type: their bits come as numbers.
 STORAGE: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
     "F64": np.dtype("<f8"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
@@ -127,12 +129,18 @@ def _read_header(
 
 def _entry(path: Path, name: str, raw: Any, data: int) -> Entry:
     """One header line; `data` is where tensor bytes begin."""
+    if not name.isprintable() or len(name) > MAX_NAME:
+        raise ModelError(f"{path}: damaged: it names a tensor {name!r:.100}. Download it again.")
     fields = raw if isinstance(raw, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in STORAGE:
-        raise ModelError(f"{path}: tensor {name} has dtype {dtype!r}; expected one of {', '.join(STORAGE)}.")
-    if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
-        raise ModelError(f"{path}: damaged: tensor {name} has shape {shape!r} and offsets {offsets!r}.")
+        raise ModelError(
+            f"{path}: tensor {name} has dtype {dtype!r:.100}; expected one of {', '.join(STORAGE)}."
+        )
+    if not (_counts(shape) and len(shape) <= MAX_DIMENSIONS and _counts(offsets) and len(offsets) == 2):
+        raise ModelError(
+            f"{path}: damaged: tensor {name} has shape {shape!r:.100} and offsets {offsets!r:.100}."
+        )
     begin, end = offsets
     needed = math.prod(shape) * STORAGE[dtype].itemsize
     if end - begin != needed:
@@ -144,8 +152,8 @@ def _entry(path: Path, name: str, raw: Any, data: int) -> Entry:
 
 
 def _counts(value: Any) -> TypeGuard[list[int]]:
-    """Is it a list of whole numbers from 0?"""
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    """Is it a list of whole numbers from 0 that a file can have?"""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**48 for n in value)
 
 
 def write_header(

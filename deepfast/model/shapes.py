@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..config import GROUP_SIZE, ModelConfig, WeightFormat
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+FIRST_OUTPUT = "model.layers.0.self_attn.o_proj.weight"
 
 Named = tuple[str, tuple[int, ...]]  # a tensor's name and shape
 

@@ -13,7 +13,9 @@ from ..config import ModelConfig, WeightFormat
 from ..text.files import TextFiles
 from ..types import ModelError
 from .directory import PackedMatrix, SafetensorsSource, read_json
-from .shapes import EMBEDDING
+from .fused import FusedSource
+from .quantised import QuantisedSource
+from .shapes import FIRST_OUTPUT
 from .tensors import FloatArray, Matrix, Source
 
 
@@ -25,6 +27,13 @@ class Checkpoint:
     ) -> None:
         self.path, self.config, self.source, self.eos_ids, self.text = path, config, source, eos_ids, text
         self._names = frozenset(source.names())
+        experts = 0 if config.packed else len(config.sparse_layers) * config.num_experts
+        if max(config.num_layers, experts) > len(self._names):
+            of = f" with {config.num_experts} experts" if experts else ""
+            raise ModelError(
+                f"{path}: tensors are missing: config.json says {config.num_layers} layers{of}; "
+                f"the files hold {len(self._names)} tensors. Fetch them again."
+            )
         self._used: set[str] = set()
         self._bytes_used = 0
 
@@ -37,8 +46,7 @@ class Checkpoint:
         wanted = read_json(generation, "").get("eos_token_id") if generation.exists() else None
         more = wanted if isinstance(wanted, list) else [wanted]
         eos = dict.fromkeys([*config.eos_ids, *(i for i in more if type(i) is int)])
-        source = SafetensorsSource.open(path, coded=bool(config.weight_bits) and not config.packed)
-        return cls(path, config, source, tuple(eos), TextFiles.from_dir(path))
+        return cls(path, config, _source(path, config), tuple(eos), TextFiles.from_dir(path))
 
     @property
     def names(self) -> list[str]:
@@ -92,10 +100,11 @@ class Checkpoint:
 
     @property
     def stored(self) -> WeightFormat:
-        """The format of the embedding, and so of most matrices."""
-        if self.config.packed:
-            return "q4" if self.config.weight_bits == 4 else "q8"
-        return self.matrix(EMBEDDING, (self.config.vocab_size, self.config.hidden_size)).stored
+        """The format of a matrix in the first layer, and so of most of them."""
+        c = self.config
+        if c.packed:
+            return "q4" if c.weight_bits == 4 else "q8"
+        return self.matrix(FIRST_OUTPUT, (c.hidden_size, c.num_heads * c.head_dim)).stored
 
     @property
     def fraction_used(self) -> float:
@@ -111,3 +120,19 @@ class Checkpoint:
         """Let the system drop the file pages that were read, unless the model goes on reading them."""
         if not self.config.packed:
             self.source.release()
+
+
+def _source(path: Path, config: ModelConfig) -> Source:
+    """The tensors of a directory, as config.json says that they are kept."""
+    plain = SafetensorsSource.open(path, coded=bool(config.weight_bits) and not config.packed)
+    if config.quantised is None and any(
+        name.endswith((".qweight", ".weight_packed")) for name in plain.names()
+    ):
+        raise ModelError(
+            f"{path}: its weights are quantised, but config.json has no quantization_config. "
+            "Fetch config.json again, or put the settings of the tool there."
+        )
+    if config.quantised is not None:
+        return QuantisedSource(plain, config)
+    fused = not config.weight_bits and FusedSource.needed(plain)
+    return FusedSource(plain, config) if fused else plain
