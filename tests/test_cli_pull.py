@@ -78,6 +78,8 @@ def test_a_revision_is_named_once(tiny: HubServer) -> None:
     facts = json.loads(call("pull", "qwen3:0.6b-q4", "--revision", "v1", "--json").stdout)
     assert facts["quantize"] == "q4"
     assert call("pull", facts["path"], "--revision", "v1").exit_code == 2
+    assert call("pull", facts["path"], "--verify").exit_code == 2
+    assert call("pull", facts["path"]).exit_code == 0
 
 
 def test_an_endpoint_may_be_named(tiny: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +91,9 @@ def test_an_endpoint_may_be_named(tiny: HubServer, monkeypatch: pytest.MonkeyPat
     assert offline.exit_code == 0 and "the copy in the cache is used" in offline.stderr
     assert "verify" not in offline.stderr
     assert call("pull", TINY, "--verify").exit_code == 1, "a promise that can not be kept"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in call("pull", TINY, "--verify").stderr
+    assert call("pull", TINY).exit_code == 0
 
 
 def test_run_fetches_answers_and_then_needs_no_network(

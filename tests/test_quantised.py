@@ -72,13 +72,14 @@ def fails(path: Path) -> str:
     return text
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", [*FORMS, *LOSSY])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [(name, ARCHITECTURES[0]) for name in FORMS | LOSSY]
+    + [(name, other) for name in ("awq", "gptq-act-order", "fp8", "packed") for other in ARCHITECTURES[1:]],
+)
 def test_every_weight_is_the_one_that_was_meant(tmp_path: Path, name: str, architecture: str):
     """Bit for bit, also where it is asked for in pieces; codes where a layout holds them."""
     form = (FORMS | LOSSY)[name]
-    if architecture != ARCHITECTURES[0] and name not in ("awq", "gptq-4", "gptq-act-order", "fp8", "packed"):
-        pytest.skip("one of each method")
     quantised, plain = make_pair(tmp_path, form, architecture)
     ours, theirs = matrices(quantised), matrices(plain)
     assert ours.keys() == theirs.keys()
@@ -129,6 +130,8 @@ def test_what_a_conversion_costs_is_told(tmp_path: Path):
     assert note.startswith(
         "13 of 16 matrices (FP8 in blocks of 128 x 128) are converted to q8, relative error 0."
     )
+    told, matrix = float(note.split()[-2]), matrices(path)[UP]
+    assert told / 100 == pytest.approx(conversion_error([matrix]), rel=0.2)
     assert not conversion_notes(Checkpoint.open(plain))
     assert not conversion_notes(Checkpoint.open(make_pair(tmp_path / "awq", FORMS["awq"])[0]))
 
@@ -309,6 +312,26 @@ def test_damage_is_one_line(tmp_path: Path, form: str, part: str, how, says: str
     path, _ = make_pair(tmp_path, (FORMS | LOSSY)[form])
     change(path, f"{BASE}.{part}", how)
     assert says in fails(path)
+
+
+def test_an_order_of_zeros_is_none(tmp_path: Path):
+    """As old tools write it for groups that follow one another."""
+    path, plain = make_pair(tmp_path, FORMS["gptq-4"])
+    change(path, f"{BASE}.g_idx", np.zeros_like)
+    matrix = matrices(path)[UP]
+    assert matrix.layout is not None
+    np.testing.assert_array_equal(matrix.rows(0, 9), matrices(plain)[UP].rows(0, 9))
+
+
+def test_a_group_that_does_not_divide_the_inputs(tmp_path: Path):
+    """AWQ has no shorter last group; GPTQ has."""
+    path, _ = make_pair(tmp_path, FORMS["awq"])
+    raw = json.loads((path / "config.json").read_text())
+    raw["quantization_config"]["group_size"] = 96
+    (path / "config.json").write_text(json.dumps(raw))
+    assert "has 128 inputs, no multiple of group_size 96" in fails(path)
+    ours, theirs = make_pair(tmp_path / "gptq", Form("gptq", group=96))
+    np.testing.assert_array_equal(matrices(ours)[UP].rows(0, 256), matrices(theirs)[UP].rows(0, 256))
 
 
 def test_plain_and_quantised_at_once(tmp_path: Path):

@@ -104,6 +104,8 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path):
     raw = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 3}))
     assert "model.layers.2.input_layernorm.weight is missing" in fails(path)
+    (path / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 4000}))
+    assert "config.json says 4000 layers; the files hold" in fails(path)  # at once, not name by name
     text = fails(make_checkpoint(tmp_path / "shape", extra={UP: np.zeros((96, 32), np.float32)}))
     assert UP in text and "[96, 32]" in text and "[96, 64]" in text
 

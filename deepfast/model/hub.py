@@ -89,7 +89,7 @@ def find(
 
     A Path is only ever a path. report: called in this thread while files come. endpoint: a mirror of the hub.
     revision: as if it stood behind an @ in the name. refresh: ask the hub for news even when it is here.
-    verify: with refresh, compare the hash of every file that is here.
+    verify: ask, and compare the hash of every file that is here.
     Raises ModelError, UsageError for an endpoint that is no address or a revision that makes no sense.
     """
     if model is None:
@@ -100,8 +100,9 @@ def find(
         return Found(BUNDLED)
     only_here, model = isinstance(model, Path), str(model)
     if (path := _local(model)) is not None:
-        if revision is not None:
-            raise UsageError(f"{model} lies here, and has no revision {revision!r}. Leave that out.")
+        if revision is not None or verify:
+            wish = f"no revision {revision!r}" if revision else "no hash to be compared with"
+            raise UsageError(f"{model} is a path, not a model of a hub: it has {wish}. Leave that out.")
         return Found(path)
     if only_here:
         raise ModelError(f"model {model!r} was not found. {_ACCEPTED}.")
@@ -110,8 +111,10 @@ def find(
 
     shelf = shelf_named(want.prefix, endpoint)
     here = _here(shelf, want)
-    if here is not None and (shelf.offline or not refresh):
+    if here is not None and not verify and (shelf.offline or not refresh):
         return Found(here, want.quantize, want.repo)
+    if shelf.offline and here is not None:
+        raise ModelError(f"model {model!r}: HF_HUB_OFFLINE forbids to ask for hashes. Unset it to verify.")
     if shelf.offline:
         raise ModelError(
             f"model {model!r} is not in the cache ({shelf.store(want.repo).folder}), and "

@@ -1,7 +1,8 @@
 """A checkpoint: its config, its texts and its tensors by name, whatever files they lie in.
 
-In: a directory in Hugging Face format. Out: ModelConfig, TextFiles, vectors, matrices that are read row by
-row or packed ones as they lie in the file. Shapes are checked and uses noted: what is left over can be named.
+In: a directory in Hugging Face format, or a .gguf file. Out: ModelConfig, TextFiles, vectors, matrices that
+are read row by row or packed ones as they lie in the file. Shapes are checked and uses noted: what is left
+over can be named.
 Does not know: file formats, which tensors an architecture needs, backends.
 """
 
@@ -14,6 +15,7 @@ from ..text.files import TextFiles
 from ..types import ModelError
 from .directory import PackedMatrix, SafetensorsSource, read_json
 from .fused import FusedSource
+from .gguf_model import open_gguf
 from .quantised import QuantisedSource
 from .shapes import FIRST_OUTPUT
 from .tensors import FloatArray, Matrix, Source
@@ -40,6 +42,8 @@ class Checkpoint:
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Read the small files, map the large ones."""
+        if path.suffix == ".gguf":
+            return cls(path, *open_gguf(path))
         raw = read_json(path / "config.json", "a directory in Hugging Face format has one")
         config = ModelConfig.from_hf(raw)
         generation = path / "generation_config.json"

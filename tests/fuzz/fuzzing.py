@@ -22,7 +22,7 @@ SLOW = 20.0  # seconds that one small file may take on a busy machine
 GREEDY = 64 * 2**20  # bytes that it may take
 
 many = settings(
-    max_examples=EXAMPLES or 40,
+    max_examples=EXAMPLES or 25,
     derandomize=not EXAMPLES,
     deadline=None,
     suppress_health_check=list(HealthCheck),
