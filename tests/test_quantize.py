@@ -24,6 +24,7 @@ from deepfast import LLM, EngineConfig
 from deepfast.backend.cpu import CpuBackend
 from deepfast.backend.quant import dequantise_q4, dequantise_q8, quantise_q4, quantise_q8
 from deepfast.cli.main import cli
+from deepfast.config import Llama3Rope, ModelConfig
 from deepfast.model.compare import (
     compare,
     divergences,
@@ -42,7 +43,7 @@ from deepfast.model.least_error import Rounder, fitted
 from deepfast.model.packed import write_packed
 from deepfast.model.safetensors import write_safetensors
 from deepfast.model.shapes import EMBEDDING, tensor_shapes
-from deepfast.model.small_files import hf_config
+from deepfast.model.small_files import config_json
 from deepfast.model.stream import CHUNK, stream
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError, UsageError
@@ -450,14 +451,21 @@ def test_what_came_in_one_file_is_written_as_a_directory(name: str, tmp_path: Pa
     one = Checkpoint(single, opened.config, opened.source, opened.eos_ids, opened.text)
     write_packed(one, CpuBackend(1), "q8", tmp_path / "out")
     again = Checkpoint.open(tmp_path / "out")
-    assert hf_config(again.config) | {"eos_token_id": 0} == hf_config(opened.config) | {"eos_token_id": 0}
+    assert config_json(again.config) | {"eos_token_id": 0} == config_json(opened.config) | {"eos_token_id": 0}
     assert again.config.inverse_frequencies() == opened.config.inverse_frequencies()
     assert set(again.eos_ids) == set(opened.eos_ids)
     assert again.text.tokenizer == opened.text.tokenizer and again.text.thinking == opened.text.thinking
     assert again.text.templates == opened.text.templates
 
 
+def test_the_context_extension_of_llama_3_is_written() -> None:
+    config = replace(Checkpoint.open(BUNDLED).config, llama3=Llama3Rope(8.0, 1.0, 4.0, 8192))
+    assert ModelConfig.from_hf(config_json(config)).llama3 == config.llama3
+
+
 def test_a_model_that_no_config_describes_is_refused() -> None:
     config = Checkpoint.open(BUNDLED).config
+    with pytest.raises(ModelError, match="cannot say this model's rope_factors"):
+        config_json(replace(config, rope_factors=(2.0,) * 16))
     with pytest.raises(ModelError, match="cannot say this model's qk_norm False"):
-        hf_config(replace(config, qk_norm=False))
+        config_json(replace(config, qk_norm=False))

@@ -24,6 +24,7 @@ from ..config import (
     ModelConfig,
     WeightFormat,
     kv_bytes_per_token,
+    native_positions,
 )
 from ..types import ModelError, as_dict, as_size
 from .fetching import locate
@@ -88,7 +89,7 @@ def describe(model: str | None) -> dict[str, Any]:
         **_text_facts(checkpoint),
         "context": config.max_positions,
         "yarn_factor": config.yarn.factor if config.yarn else None,
-        "trained_context": config.yarn.original_max_position if config.yarn else config.max_positions,
+        "trained_context": native_positions(config),
         "stored": checkpoint.stored,
         "tensors": _stored_tensors(checkpoint),
         "kept": _kept_tensors(checkpoint),
@@ -120,9 +121,8 @@ def _source(checkpoint: Checkpoint) -> str:
         return f"packed by deepfast quantize, {config.weight_bits} bits"
     if checkpoint.path.is_file():
         return checkpoint.path.suffix.removeprefix(".").upper()
-    other = getattr(config, "quantised", None)
-    if other is not None:
-        return f"safetensors, {other.name}"
+    if config.quantised is not None:
+        return f"safetensors, {config.quantised.name}"
     return "safetensors, q8 of Deepfast" if config.weight_bits else "safetensors"
 
 
@@ -131,7 +131,7 @@ def _text_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     from ..text.template import ChatTemplate
     from ..text.tokenizer import Tokenizer
 
-    text, notes = checkpoint.text, [*getattr(checkpoint.config, "notes", ()), *checkpoint.text.notes]
+    text, notes = checkpoint.text, [*checkpoint.config.notes, *checkpoint.text.notes]
     facts: dict[str, Any] = {"modes": [], "opens_thought": False, "tags": {}, "tokenizer": None, "eos": []}
     try:
         tokenizer = Tokenizer.of(text)
@@ -262,7 +262,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield SHAPES[field], "yes" if value is True else f"{value:,.12g}"
     yield from _text_lines(facts)
     factor, trained = facts["yarn_factor"], facts["trained_context"]
-    yarn = f", YaRN factor {factor:g} over {trained:,}" if factor else ""
+    yarn = f", YaRN factor {factor:g} over {trained:,}" if factor else f", trained on {trained:,}"
     yield "context", f"{facts['context']:,} positions{yarn}"
     yield from _rows("tensors", (f"{name}: {_row(row)}" for name, row in facts["tensors"].items()))
     loss = {True: "", False: ", the nearest to what is stored"}

@@ -32,7 +32,7 @@ def write_small_files(checkpoint: Checkpoint, folder: Path, quantisation: Mappin
                 shutil.copyfile(file, folder / file.name)
         raw = json.loads((checkpoint.path / "config.json").read_bytes())
     else:
-        raw = hf_config(checkpoint.config)
+        raw = config_json(checkpoint.config)
         _write_text(checkpoint, folder)
         eos = list(checkpoint.eos_ids)
         _write(folder / "generation_config.json", {"eos_token_id": eos})
@@ -40,7 +40,7 @@ def write_small_files(checkpoint: Checkpoint, folder: Path, quantisation: Mappin
     _write(folder / "config.json", raw)
 
 
-def hf_config(config: ModelConfig) -> dict[str, Any]:
+def config_json(config: ModelConfig) -> dict[str, Any]:
     """A config.json that reads as `config`. Raises ModelError where there is none."""
     sparse = config.sparse_layers
     raw: dict[str, Any] = {
@@ -81,6 +81,14 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
             "attention_factor": config.yarn.attention_factor,
         }
         raw["rope_scaling"] = {key: value for key, value in yarn.items() if value is not None}
+    if config.llama3 is not None:
+        raw["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.llama3.factor,
+            "low_freq_factor": config.llama3.low_freq_factor,
+            "high_freq_factor": config.llama3.high_freq_factor,
+            "original_max_position_embeddings": config.llama3.original_max_position,
+        }
     _check(config, raw)
     return raw
 
