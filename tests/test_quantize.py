@@ -1,5 +1,5 @@
-"""What quantising costs and what matters, against direct computations: streams, windows, KL divergence,
-errors, importance, the search for scales; and the command that does it all.
+"""What matters and what is chosen for it: importance, the search for scales, directories of any source,
+and the command that does it all.
 
 In: tiny random models. Out: equal numbers, refusals. Does not know: how well a trained model survives.
 """
@@ -20,23 +20,17 @@ from decoding import make_backend, prompt_logits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfast import LLM, EngineConfig
+from deepfast import LLM, EngineConfig, SamplingParams
 from deepfast.backend.cpu import CpuBackend
 from deepfast.backend.quant import dequantise_q4, dequantise_q8, quantise_q4, quantise_q8
 from deepfast.cli.main import cli
 from deepfast.config import Llama3Rope, ModelConfig
 from deepfast.model.compare import (
     compare,
-    divergences,
-    exact_format,
-    kind_of,
-    layer_of,
     matrix_errors,
-    together,
-    windows,
 )
 from deepfast.model.decoder import Decoder
-from deepfast.model.directory import PlainMatrix
+from deepfast.model.gguf_model import open_gguf
 from deepfast.model.hub import BUNDLED
 from deepfast.model.importance import Importance, calibrate
 from deepfast.model.least_error import Rounder, fitted
@@ -44,7 +38,6 @@ from deepfast.model.packed import write_packed
 from deepfast.model.safetensors import write_safetensors
 from deepfast.model.shapes import EMBEDDING, tensor_shapes
 from deepfast.model.small_files import config_json
-from deepfast.model.stream import CHUNK, stream
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError, UsageError
 
@@ -54,6 +47,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Qwen2ForCausalLM": {},
     "LlamaForCausalLM": {"mlp_bias": True, "attention_bias": True},
 }
+
+
 IDS = [(37 * i * i + 11 * i + 5) % 160 for i in range(700)]
 
 
@@ -67,113 +62,6 @@ def packed(
 ) -> Checkpoint:
     write_packed(Checkpoint.open(source), CpuBackend(2), format, source.with_name(name), None, rounder)
     return Checkpoint.open(source.with_name(name))
-
-
-def test_a_stream_is_the_decoder_bit_for_bit(source: Path) -> None:
-    cpu, texts = CpuBackend(2), [IDS[: CHUNK + 100], IDS[7:20]]
-    fractions: list[float] = []
-    found = stream(Checkpoint.open(source), cpu, texts, None, fractions.append)
-    decoder = Decoder.load(Checkpoint.open(source), cpu)
-    for ids, rows in zip(texts, found.rows, strict=True):
-        chunks = [len(ids[i : i + CHUNK]) for i in range(0, len(ids), CHUNK)]
-        logits = cpu.to_numpy(cpu.linear(rows, found.head))
-        np.testing.assert_array_equal(logits, prompt_logits(decoder, ids, chunks))
-    assert fractions == sorted(fractions) and fractions[-1] == 1
-
-
-@given(length=st.integers(2, 300), size=st.integers(1, 90), stride=st.integers(1, 90))
-def test_every_token_but_the_first_is_counted_once(length: int, size: int, stride: int) -> None:
-    ids = list(range(length))
-    if stride > size:
-        with pytest.raises(UsageError, match=f"stride={stride}"):
-            windows(ids, size, stride)
-        return
-    counted = []
-    for window in windows(ids, size, stride):
-        assert list(window.ids) == list(range(window.ids[0], window.ids[0] + len(window.ids)))
-        assert [i + 1 for i in window.ids] == list(window.targets) and len(window.ids) <= size
-        counted += window.targets[window.skip :]
-        assert window.ids[0] == 0 or window.skip >= min(size - stride, len(window.ids) - 1)
-    assert counted == ids[1:]
-
-
-def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    wide = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(wide / wide.sum(axis=1, keepdims=True))
-
-
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_the_comparison_is_that_of_whole_distributions(source: Path, backend: str, tmp_path: Path) -> None:
-    if backend == "reference" and not source.joinpath("config.json").read_text().count("Moe"):
-        pytest.skip("slow, and one architecture says it")
-    ids, size, stride = IDS[:150], 64, 40
-    other = make_checkpoint(
-        tmp_path / "other",
-        Checkpoint.open(source).config.architecture,
-        seed=0,
-        extra={
-            EMBEDDING: dict(random_tensors(Checkpoint.open(source).config, 0))[EMBEDDING] * np.float32(1.1)
-        },
-        **ARCHITECTURES[Checkpoint.open(source).config.architecture],
-    )
-    ops = make_backend(backend)
-    found = compare(Checkpoint.open(source), Checkpoint.open(other), ops, ids, size=size, stride=stride)
-    kl, lost, same = list[float](), (list[float](), list[float]()), list[bool]()
-    decoders = [Decoder.load(Checkpoint.open(path), make_backend(backend)) for path in (source, other)]
-    for window in windows(ids, size, stride):
-        shares = [softmax(prompt_logits(decoder, window.ids))[window.skip :] for decoder in decoders]
-        kl += (shares[0] * np.log(shares[0] / shares[1])).sum(axis=1).tolist()
-        same += (shares[0].argmax(axis=1) == shares[1].argmax(axis=1)).tolist()
-        for kept, p in zip(lost, shares, strict=True):
-            kept += (-np.log(p[np.arange(len(p)), window.targets[window.skip :]])).tolist()
-    assert found.positions == len(kl) == len(ids) - 1
-    said = (found.kl_mean, found.kl_median, found.kl_p99, found.kl_max)
-    assert said == pytest.approx((np.mean(kl), np.median(kl), np.percentile(kl, 99), np.max(kl)), rel=1e-4)
-    assert found.perplexity_original == pytest.approx(np.exp(np.mean(lost[0])), rel=1e-5)
-    assert found.perplexity == pytest.approx(np.exp(np.mean(lost[1])), rel=1e-5)
-    assert found.same_top == pytest.approx(np.mean(same)) and 0 < found.same_top < 1
-
-
-def test_a_model_beside_itself_has_no_divergence(source: Path) -> None:
-    one = compare(Checkpoint.open(source), Checkpoint.open(source), CpuBackend(2), IDS[:90])
-    assert one.kl_max < 1e-12 and one.same_top == 1 and one.perplexity == one.perplexity_original
-
-
-def test_divergences_survive_large_logits_and_refuse_nan() -> None:
-    logits = np.array([[1e4, 0, -1e4], [5e3, 5e3, -5e3]])
-    kl, (first, second) = divergences(logits, logits[::-1].copy(), np.array([0, 2]))
-    assert kl == pytest.approx([np.log(2), 5e3 - np.log(2)], rel=1e-9)
-    assert first == pytest.approx([0, 1e4 + np.log(2)]) and second == pytest.approx([np.log(2), 2e4])
-    with pytest.raises(ModelError, match="NaN"):
-        divergences(np.array([[np.nan, 0.0]]), np.zeros((1, 2)), np.array([0]))
-
-
-def test_what_cannot_be_compared_is_refused(source: Path, tmp_path: Path) -> None:
-    original, cpu = Checkpoint.open(source), CpuBackend(1)
-    wider = Checkpoint.open(make_checkpoint(tmp_path / "wider", vocab_size=161))
-    with pytest.raises(ModelError, match="160 tokens and .* 161"):
-        compare(original, wider, cpu, IDS[:9])
-    with pytest.raises(UsageError, match="token 160"):
-        compare(original, original, cpu, [1, 160])
-    with pytest.raises(UsageError, match="1 tokens; two"):
-        compare(original, original, cpu, [1])
-
-
-def test_errors_are_those_of_the_values(source: Path) -> None:
-    original = Checkpoint.open(source)
-    errors = matrix_errors(original, packed(source), CpuBackend(2))
-    tensors = {n: w for n, w in random_tensors(original.config, 0) if w.ndim == 2}
-    assert sorted(error.name for error in errors) == sorted(tensors)
-    for error in errors:
-        w = tensors[error.name]
-        left = w - dequantise_q4(*quantise_q4(w), w.shape[1])
-        wanted = 0.0 if error.name.endswith("mlp.gate.weight") else np.sqrt((left**2).sum() / (w**2).sum())
-        assert error.relative == pytest.approx(wanted, rel=1e-4)
-    layers = together(errors, layer_of)
-    assert list(layers)[:3] == ["embed_tokens", "layer 0", "layer 1"]
-    assert {"q_proj", "down_proj"} < together(errors, kind_of).keys()
-    everything = together(errors, lambda _: "all")["all"]
-    assert everything.weight == pytest.approx(sum(float((w**2).sum()) for w in tensors.values()), rel=1e-5)
 
 
 def test_importance_is_the_mean_square_of_what_comes_in(source: Path) -> None:
@@ -300,15 +188,6 @@ def test_the_head_of_its_own_of_a_tied_model_is_kept(tmp_path: Path) -> None:
     assert "lm_head.weight" in found.means and EMBEDDING not in found.means
     found.save(tmp_path / "i")
     assert "lm_head.weight" in Importance.load(tmp_path / "i", checkpoint).means
-
-
-def test_an_original_that_no_format_keeps_is_measured_in_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "m"))
-    assert exact_format(checkpoint) is None
-    monkeypatch.setattr(PlainMatrix, "lossless", False)
-    assert exact_format(checkpoint) == "f32"
 
 
 def spoiled(kind: str, path: Path) -> None:
@@ -469,3 +348,26 @@ def test_a_model_that_no_config_describes_is_refused() -> None:
         config_json(replace(config, rope_factors=(2.0,) * 16))
     with pytest.raises(ModelError, match="cannot say this model's qk_norm False"):
         config_json(replace(config, qk_norm=False))
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "BF16"])
+def test_a_gguf_becomes_a_directory_that_says_the_same(architecture: str, kind: str, tmp_path: Path) -> None:
+    gguf_files = pytest.importorskip("gguf_files")
+    path = tmp_path / "model.gguf"
+    gguf_files.write_model(path, architecture, kind=gguf_files.Kind[kind], max_position_embeddings=256)
+    original = Checkpoint(path, *open_gguf(path))
+    cpu = CpuBackend(2)
+    with Rounder("q4", calibrate(original, cpu, IDS[:40]).of, 2) as rounder:
+        write_packed(original, cpu, "q4", tmp_path / "packed", None, rounder)
+    other = Checkpoint.open(tmp_path / "packed")
+    found = compare(original, other, cpu, IDS[:60])
+    errors = [
+        e.relative for e in matrix_errors(original, other, cpu) if not e.name.endswith("mlp.gate.weight")
+    ]
+    if kind == "BF16":
+        assert 0.02 < min(errors) and found.kl_mean > 1e-4
+    else:
+        assert max(errors) == 0 and found.kl_max < 1e-9
+    with LLM(tmp_path / "packed", config=EngineConfig(max_context=64)) as llm:
+        assert llm.chat("2+2", SamplingParams(max_tokens=9, temperature=0)).token_ids
