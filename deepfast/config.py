@@ -193,6 +193,15 @@ def _quantised(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"weight_bits": bits, "packed": packed}
 
 
+def _sparse_layers(raw: Mapping[str, Any], layers: int) -> frozenset[int]:
+    """The layers that have experts."""
+    step = number({"decoder_sparse_step": 1, **raw}, "decoder_sparse_step", int, 1, BIG)
+    dense = raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ModelError(f"config.json: mlp_only_layers is {dense!r:.100}; expected a list of layer numbers.")
+    return frozenset(i for i in range(layers) if i not in dense and (i + 1) % step == 0)
+
+
 def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
     names = raw.get("architectures") or []
     name = str(names[0]) if isinstance(names, list) and names else str(raw.get("model_type"))
@@ -213,16 +222,13 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
             "expected whole groups and an even head_dim."
         )
     if raw.get("hidden_act", "silu") != "silu":
-        raise ModelError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; expected 'silu'.")
+        raise ModelError(
+            f"config.json: hidden_act {raw['hidden_act']!r:.50} is not supported: it must be 'silu'."
+        )
     rope = read_rope(raw)
     context = read_context(raw, rope.yarn)
     known = {"num_experts": raw.get("num_local_experts"), **raw}  # transformers 5 writes the other name
     experts = number(known, "num_experts", int, 1, 4096) if moe else 0
-    step = number({"decoder_sparse_step": 1, **raw}, "decoder_sparse_step", int, 1, BIG) if moe else 1
-    dense = raw.get("mlp_only_layers") or []
-    if not isinstance(dense, list):
-        raise ModelError(f"config.json: mlp_only_layers is {dense!r}; expected a list of layer numbers.")
-    sparse = [i for i in range(layers) if moe and i not in dense and (i + 1) % step == 0]
     attention_bias = bool(raw.get("attention_bias", False))
     eos = raw.get("eos_token_id")
     return ModelConfig(
@@ -249,7 +255,7 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
         num_experts_per_token=number(raw, "num_experts_per_tok", int, 1, experts) if moe else 0,
         moe_intermediate_size=number(raw, "moe_intermediate_size", int, 1, 2**20) if moe else 0,
         norm_topk_prob=bool(raw.get("norm_topk_prob", False)),
-        sparse_layers=frozenset(sparse),
+        sparse_layers=_sparse_layers(raw, layers) if moe else frozenset(),
         eos_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int),
         notes=context.notes,
         **_quantised(raw),
