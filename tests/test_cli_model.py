@@ -153,6 +153,29 @@ def test_show_says_what_is_odd_about_a_checkpoint(tmp_path: Path) -> None:
     assert packed["kept"]["q4"]["count"] + packed["kept"]["bf16"]["count"] == facts["kept"]["bf16"]["count"]
 
 
+def test_show_and_quantize_take_a_gguf_file(tmp_path: Path) -> None:
+    gguf_files = pytest.importorskip("gguf_files")
+    kinds = gguf_files.Kind
+    gguf_files.write_model(
+        tmp_path / "tiny.gguf",
+        kind=lambda name: kinds.Q8_0 if "v_proj" in name else kinds.Q4_0,
+        more=lambda writer: (writer.add_name("Tiny"), writer.add_license("mit")),
+    )
+    facts = json.loads(call("show", "-m", str(tmp_path / "tiny.gguf"), "--json").stdout)
+    assert facts["source"] == "GGUF" and facts["metadata"] == {"name": "Tiny", "license": "mit"}
+    assert facts["modes"] == ["think", "no_think"] and facts["template"]["origin"] == "tiny.gguf"
+    assert facts["tensors"]["Q8_0"]["count"] == 2 and set(facts["tensors"]) == {"Q4_0", "Q8_0", "F32"}
+    assert set(facts["kept"]) == {"q4", "q8"} and all(row["lossless"] for row in facts["kept"].values())
+    assert list(facts["files"]) == ["tiny.gguf"]
+    done = call("quantize", str(tmp_path / "tiny.gguf"), "--json")
+    report = json.loads(done.stdout)
+    assert report["out"] == str(tmp_path / "tiny-q4"), done.stderr
+    kinds_of_error = report["errors"]["kinds"]
+    assert kinds_of_error["q_proj"] == 0 and kinds_of_error["v_proj"] > 0.05
+    shown = json.loads(call("show", "-m", report["out"], "--json").stdout)
+    assert shown["modes"] == facts["modes"] and shown["eos"] == facts["eos"]
+
+
 def test_a_context_that_memory_cut_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 12 * 10**6)
     done = call("run", "--no-think", "--max-tokens", "20", QUESTION)

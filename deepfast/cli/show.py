@@ -52,6 +52,7 @@ SHAPES = {  # the field of ModelConfig -> what people call it
 MODES = {"hybrid": ["think", "no_think"], "think": ["think"], "no_think": ["no_think"]}
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+TECHNICAL = ("general.architecture", "general.alignment", "general.quantization_version")  # said elsewhere
 LONGEST = 100  # characters of a value from a file that are printed
 
 
@@ -242,7 +243,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         key.removeprefix("general."): value
         for key, value in known.items()
-        if key.startswith("general.") and isinstance(value, str | int | float)
+        if key.startswith("general.") and key not in TECHNICAL and isinstance(value, str | int | float)
     }
 
 
