@@ -264,7 +264,7 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How the engine runs a model. `None` is filled by `resolve` from the model and the machine.
+    """How the engine runs a model. `None` is filled from the model and the machine.
 
     max_context: positions one sequence may have. max_kv_tokens: positions of the whole KV cache.
     max_new_tokens: what one request may generate at most; None leaves that to the context. yarn: how many
@@ -283,11 +283,10 @@ class EngineConfig:
     threads: int | None = None
     yarn: float | None = None
 
-    def resolve(self, model: ModelConfig, free_bytes: int, cpus: int) -> EngineConfig:
-        """The same configuration with every None filled.
+    def resolve(self, model: ModelConfig, cpus: int) -> EngineConfig:
+        """The same configuration, checked and with threads; context and cache are chosen by model/fit.py.
 
-        The context is the model's own (or the one asked for); the cache holds one full context, or up to four
-        of them where a quarter of the free memory allows. Raises UsageError when a number makes no sense.
+        Raises UsageError when a number makes no sense.
         """
         self._check()
         model = with_yarn(model, self.yarn)
@@ -303,20 +302,13 @@ class EngineConfig:
                 f"max_context={context} is beyond the model's {model.max_positions} positions. "
                 f"Ask for at most that{more}."
             )
-        per_token = kv_bytes_per_token(model, self.kv)
-        affordable = max(free_bytes // 4 // per_token, 4 * BLOCK_SIZE)
-        if self.max_kv_tokens is None and self.max_context is None:
-            context = min(context, affordable // BLOCK_SIZE * BLOCK_SIZE)
-        kv_tokens = self.max_kv_tokens or max(context, min(4 * context, affordable))
-        if self.max_context is None:
-            context = min(context, kv_tokens)
         wanted = os.environ.get(ENV_THREADS) or str(cpus)
         if self.threads is None and not wanted.isdecimal():
             raise UsageError(f"{ENV_THREADS}={wanted!r} is no number. Set a positive one, or unset it.")
         threads = int(wanted) if self.threads is None else self.threads
         if threads < 1:
             raise UsageError(f"threads={threads} is below 1. Give a positive number, or leave it out.")
-        return replace(self, max_context=context, max_kv_tokens=kv_tokens, threads=threads)
+        return replace(self, threads=threads)
 
     def _check(self) -> None:
         """Refuse what makes no sense on any machine, by name."""

@@ -364,3 +364,12 @@ def _check_whole(name: str, value: Any) -> None:
 def as_dict(value: Any) -> dict[str, Any]:
     """The fields of a (slotted) dataclass instance, one level deep."""
     return {item.name: getattr(value, item.name) for item in fields(value)}
+
+
+def as_size(count: float) -> str:
+    """Bytes for people: 7.2 MB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import deepfast
+from deepfast.model.fit import Fit
 from deepfast.types import (
     Completion,
     ContextError,
@@ -135,6 +136,7 @@ class ScriptedLLM:
         self.quantize, self.engine_config, self.notes = quantize, config, ()
         self.calls: list[tuple[list[Message], SamplingParams, Thinking]] = []
         self.closed = False
+        self.fit = Fit(1000, 0, 1000, 1000, 1000, context=64, native=64, kv_tokens=64, free=10**6)
         type(self).last = self
 
     def __enter__(self) -> ScriptedLLM:

@@ -393,8 +393,8 @@ def test_values_of_a_wrong_type_are_refused_at_the_door(llm: LLM):
         "stop_token_ids=5": lambda: SamplingParams(stop_token_ids=5),
         "no text": lambda: llm.requests.encode_hint(5),
         "thoughts or tools": lambda: llm.chat("Hi", draw(stop_token_ids=(llm.requests.ids.tool_open,))),
-        "backend='gpu'": lambda: EngineConfig(backend="gpu").resolve(llm.config, 10**9, 1),
-        "max_context=0": lambda: EngineConfig(max_context=0).resolve(llm.config, 10**9, 1),
+        "backend='gpu'": lambda: EngineConfig(backend="gpu").resolve(llm.config, 1),
+        "max_context=0": lambda: EngineConfig(max_context=0).resolve(llm.config, 1),
     }
     for words, call in wrong.items():
         with pytest.raises(UsageError, match=words) as caught:

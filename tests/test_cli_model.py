@@ -7,6 +7,7 @@ Does not know: how well the model answers (its card does).
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import make_checkpoint
 from click.testing import CliRunner, Result
 
 from deepfast.cli.main import cli
@@ -105,8 +107,83 @@ def test_show_counts_without_loading() -> None:
     per_position = 2 * shapes["num_layers"] * shapes["num_kv_heads"] * shapes["head_dim"]
     assert kv["f16"][str(facts["context"])] == 2 * per_position * facts["context"]
     assert facts["files"]["model.safetensors"] == (BUNDLED / "model.safetensors").stat().st_size
+    assert facts["source"] == "safetensors, q8 of Deepfast" and facts["stored"] == "q8"
+    assert facts["template"] == {"origin": "chat_template.jinja", "names": ["default"]}
+    assert facts["tags"]["</think>"] == facts["tags"]["<think>"] + 1 and facts["notes"] == []
+    assert {"id": 616, "text": "<|im_end|>"} in facts["eos"] and facts["tokenizer"]["ids"] == 640
+    assert facts["sampling"]["of_the_model"]["temperature"] == 0.6
+    matrices = 7 * shapes["num_layers"] + 1
+    assert facts["kept"] == {
+        "q8": {"count": matrices, "bytes": facts["kept"]["q8"]["bytes"], "lossless": True}
+    }
+    assert facts["tensors"]["Q8"]["count"] == matrices and set(facts["tensors"]) == {"Q8", "F32"}
+    fits = facts["fit"]["formats"]
+    assert list(fits) == ["as stored", "q4"] and fits["as stored"]["context"] == 2048
+    assert fits["q4"]["total"] < fits["as stored"]["total"] < facts["fit"]["free"] and fits["q4"]["fits"]
     text = call("show").stdout
-    assert "think, no_think" in text and "Qwen3ForCausalLM" in text
+    for said in (
+        "think, no_think",
+        "Qwen3ForCausalLM",
+        "</think> 639",
+        "fits here",
+        "kept as            q8: 43",
+    ):
+        assert said in text
+
+
+def test_show_says_what_is_odd_about_a_checkpoint(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    path = make_checkpoint(tmp_path / "m", "Qwen3MoeForCausalLM", dtype="BF16", rope_scaling=yarn, **experts)
+    (path / "generation_config.json").write_text('{"top_k": 40, "eos_token_id": [5]}')
+    facts = json.loads(call("show", "-m", str(path), "--json").stdout)
+    assert facts["modes"] == [] and any("tokenizer.json is missing" in text for text in facts["notes"])
+    assert (facts["yarn_factor"], facts["trained_context"]) == (4, 128)
+    assert facts["parameters"]["active"] < facts["parameters"]["total"]
+    assert facts["tensors"]["BF16"]["count"] == sum(row["count"] for row in facts["tensors"].values())
+    assert facts["sampling"]["of_the_model"] == {"top_k": 40}
+    assert list(facts["fit"]["formats"]) == ["as stored", "q8", "q4"]
+    text = call("show", "-m", str(path)).stdout
+    assert "YaRN factor 4 over 128" in text and "only ids in" in text and "active" in text
+    done = call("quantize", str(path), "--out", str(tmp_path / "q4"))
+    assert done.exit_code == 0, done.stderr
+    packed = json.loads(call("show", "-m", str(tmp_path / "q4"), "--json").stdout)
+    assert packed["source"] == "packed by deepfast quantize, 4 bits" and packed["stored"] == "q4"
+    assert set(packed["kept"]) == {"q4", "bf16"} and list(packed["fit"]["formats"]) == ["as stored"]
+    assert packed["kept"]["q4"]["count"] + packed["kept"]["bf16"]["count"] == facts["kept"]["bf16"]["count"]
+
+
+def test_show_and_quantize_take_a_gguf_file(tmp_path: Path) -> None:
+    gguf_files = pytest.importorskip("gguf_files")
+    kinds = gguf_files.Kind
+    gguf_files.write_model(
+        tmp_path / "tiny.gguf",
+        kind=lambda name: kinds.Q8_0 if "v_proj" in name else kinds.Q4_0,
+        more=lambda writer: (writer.add_name("Tiny"), writer.add_license("mit")),
+    )
+    facts = json.loads(call("show", "-m", str(tmp_path / "tiny.gguf"), "--json").stdout)
+    assert facts["source"] == "GGUF" and facts["metadata"] == {"name": "Tiny", "license": "mit"}
+    assert facts["modes"] == ["think", "no_think"] and facts["template"]["origin"] == "tiny.gguf"
+    assert facts["tensors"]["Q8_0"]["count"] == 2 and set(facts["tensors"]) == {"Q4_0", "Q8_0", "F32"}
+    assert set(facts["kept"]) == {"q4", "q8"} and all(row["lossless"] for row in facts["kept"].values())
+    assert list(facts["files"]) == ["tiny.gguf"]
+    done = call("quantize", str(tmp_path / "tiny.gguf"), "--json")
+    report = json.loads(done.stdout)
+    assert report["out"] == str(tmp_path / "tiny-q4"), done.stderr
+    kinds_of_error = report["errors"]["kinds"]
+    assert kinds_of_error["q_proj"] == 0 and kinds_of_error["v_proj"] > 0.05
+    shown = json.loads(call("show", "-m", report["out"], "--json").stdout)
+    assert shown["modes"] == facts["modes"] and shown["eos"] == facts["eos"]
+
+
+def test_a_context_that_memory_cut_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 12 * 10**6)
+    done = call("run", "--no-think", "--max-tokens", "20", QUESTION)
+    assert done.exit_code == 0 and re.search(r"\[context 1,\d\d\d of the model's 2,048: 12.0 MB", done.stderr)
+    assert "the model's 2,048" not in call("run", "--no-think", "--context", "512", QUESTION).stderr
+    monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 9 * 10**6)
+    done = call("run", QUESTION)
+    assert done.exit_code == 2 and "9.0 MB of memory are free. Try --quantize q4" in done.stderr
 
 
 def test_bench_measures_the_bundled_model() -> None:

@@ -47,6 +47,7 @@ def test_it_says_what_it_will_use(run: Run) -> None:
     assert "it serves" in done.stderr and done.stdout == ""
     first, second = (json.loads(line) for line in done.stderr.splitlines()[:2])
     shown = r"deepfast-nano: weights [\d.]+ MB \(q8\), KV cache [\d.]+ MB \([\d,]+ positions in f16\), "
+    shown += r"[\d.]+ MB to work in, "
     assert re.match(shown + r"context 2,048, \d+ threads", first["message"])
     assert first["weights"] > 10**6 and re.match(r"memory: [\d.]+ MB of [\d.]+ GB", second["message"])
 
@@ -54,22 +55,28 @@ def test_it_says_what_it_will_use(run: Run) -> None:
 def test_too_little_memory_is_refused_with_numbers_and_a_way_out(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "free_memory", lambda: 3 * 10**6)
+    need = plan({"nano": None}, None, EngineConfig(max_context=2048), 10**9)[0].fit
+    kv = need.kv * 2048 // need.kv_tokens
+    monkeypatch.setattr(machine, "free_memory", lambda: need.total - need.kv + 2 * kv // 3)
     done = run("--context", "2048")
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
-    assert re.search(
-        r"2\.2 MB of weights \(q8\) and 3\.1 MB of KV cache need 5\.3 MB, but 3\.0 MB", done.stderr
+    numbers = (
+        r"2\.2 MB of weights, 3\.1 MB of KV cache \(2,048 positions in f16\) and [\d.]+ MB to work in need "
     )
-    assert int(re.search(r"--context (\d+)", done.stderr)[1]) in range(400, 600)
-    assert "--quantize q4" in done.stderr
+    assert re.search(numbers + r"[\d.]+ MB, but [\d.]+ MB of memory are free", done.stderr)
+    assert int(re.search(r"--context (\d+)", done.stderr)[1]) in range(1300, 1366)
+    assert "--quantize q4" in done.stderr and "--kv q8" in done.stderr
 
 
 def test_several_models_are_counted_together() -> None:
     one = plan({"a": None}, None, EngineConfig(max_context=1024), 10**9)[0]
     both = plan({"a": None, "b": None}, None, EngineConfig(max_context=1024), 10**9)
-    assert [need.name for need in both] == ["a", "b"] and both[0].weights == one.weights
+    assert [need.name for need in both] == ["a", "b"] and both[0].fit.weights == one.fit.weights
+    least = one.fit.total - one.fit.kv * 3 // 4  # with a cache of one context
     with pytest.raises(UsageError, match="a and b: "):
-        plan({"a": None, "b": None}, None, EngineConfig(max_context=1024), 2 * one.weights)
+        plan({"a": None, "b": None}, None, EngineConfig(max_context=1024), 2 * least - 10**5)
+    squeezed = plan({"a": None, "b": None}, None, EngineConfig(max_context=1024), 2 * least)
+    assert [need.fit.kv_tokens for need in squeezed] == [1024, 1024]
 
 
 def test_the_plan_is_what_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

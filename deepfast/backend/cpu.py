@@ -199,9 +199,10 @@ class CpuBackend:
                 _stacked_if(np.int8, *(r.lows for r in rows)),
             )
 
-    def unpack(self, weight: Weight, expert: int = 0) -> FloatArray:
-        """The values that a packed matrix stands for, [M, K]: for tests and inspection."""
-        return np.asarray(self._core.embed(np.arange(weight.rows, dtype=np.int32), weight.native, expert))
+    def unpack(self, weight: Weight, expert: int = 0, first: int = 0, last: int | None = None) -> FloatArray:
+        """The values that rows first..last-1 of a packed matrix stand for, [m, K]: to inspect and compare."""
+        rows = np.arange(first, weight.rows if last is None else last, dtype=np.int32)
+        return np.asarray(self._core.embed(rows, weight.native, expert))
 
     def new_cache(
         self, layers: int, blocks: int, kv_heads: int, head_dim: int, format: KVFormat

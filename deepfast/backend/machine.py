@@ -57,17 +57,27 @@ def _quota(group: Path) -> float | None:
         return None
 
 
-def free_memory() -> int:
-    """Bytes that can be had without swapping, within the limit of the control group."""
+def free_memory(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
+    """Bytes that can be had without swapping, within the limits of the control groups. Files that are only
+    cached count as free: the system gives their memory away."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):  # not Linux: half of what is installed is a careful guess
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for group in control_groups("memory"):
-        try:
-            limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        except (OSError, ValueError):  # no such group, version 1; "max"
-            continue
-        free = min(free, max(limit - used, 0))
-    return free
+    left = (_left(group) for group in control_groups("memory", groups, membership))
+    return min([free, *(room for room in left if room is not None)])
+
+
+def _left(group: Path) -> int | None:
+    """Bytes that one control group still grants, None when unlimited or unknown."""
+    second = (group / "memory.max").exists()
+    names = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    try:
+        limit, used = (int((group / name).read_text()) for name in names)
+        rows = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
+        stat = {row[0].removeprefix("total_"): int(row[1]) for row in rows if len(row) == 2}
+    except (OSError, ValueError):  # no such group; "max"
+        return None
+    cached = stat.get("inactive_file", 0) + stat.get("active_file", 0)
+    return max(limit - max(used - cached, 0), 0)

@@ -62,7 +62,7 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     config = with_yarn(checkpoint.config, asked.yarn)
     context = min(asked.max_context or config.max_positions, config.max_positions)
     plan = make_plan(context, quick)
-    threads = asked.resolve(config, 0, available_cpus()).threads or 1
+    threads = asked.resolve(config, available_cpus()).threads or 1
     note("measuring memory bandwidth and int8 products")
     probe = CpuBackend(threads)
     bandwidth, peak = read_bandwidth(probe), int8_peak(probe)

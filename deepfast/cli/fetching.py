@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from ..types import as_size
 from .terminal import note
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ class FetchBar:
 
     def __call__(self, at: Fetching) -> None:
         """Show where it stands."""
-        from .show import size  # it imports the options, which import this
-
-        here, all_of_it = size(at.done), size(at.total)
+        here, all_of_it = as_size(at.done), as_size(at.total)
         if at.state == "start":
             note(f"fetching {at.repo}: {all_of_it}" + (f"; {here} of it are here" if at.done else ""))
             self._start(at)

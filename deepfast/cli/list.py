@@ -1,7 +1,7 @@
 """`deepfast list`: which models are on this machine, and with --available which ones have a name.
 
 In: the caches of the hubs, the catalog, the free memory. Out: a table, or one JSON object with --json.
-Does not know: networks; what a model needs is model/shapes.py's and config.py's to say.
+Does not know: networks; what a model needs is model/fit.py's to say.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ..config import WeightFormat, kv_bytes_per_token
-from ..types import as_dict
-from .show import size
+from ..types import as_dict, as_size
 from .terminal import note
 
 if TYPE_CHECKING:
@@ -46,12 +45,12 @@ def _kept(as_json: bool) -> None:
         click.echo(json.dumps({"models": facts, "unfinished_bytes": hub.unfinished()}, indent=2))
         return
     for name, count in hub.unfinished().items():
-        note(f"{name} is not whole, {size(count)} of it lie here: deepfast pull goes on with it")
+        note(f"{name} is not whole, {as_size(count)} of it lie here: deepfast pull goes on with it")
     if not models:
         note("no models in the caches of Hugging Face and ModelScope. Fetch one: deepfast pull qwen3:0.6b")
         return
     _table(
-        ("NAME", "SIZE", "FORMAT", "PATH"), [(m.name, size(m.size), m.format, str(m.path)) for m in models]
+        ("NAME", "SIZE", "FORMAT", "PATH"), [(m.name, as_size(m.size), m.format, str(m.path)) for m in models]
     )
 
 
@@ -66,13 +65,13 @@ def _available(as_json: bool) -> None:
         return
     rows = []
     for entry in CATALOG:
-        sizes = [size(entry.weight_bytes(format)) for format in FORMATS]
+        sizes = [as_size(entry.weight_bytes(format)) for format in FORMATS]
         context = f"{entry.native:,}" + (f" ({entry.yarn:,})" if entry.yarn else "")
         row = (entry.name, f"{entry.parameters / 1e9:.2f} B", *sizes, context, MODES[entry.kind])
         rows.append((*row, _fit_text(entry, free)))
     _table(("NAME", "PARAMETERS", *map(str.upper, FORMATS), "CONTEXT (YARN)", "MODES", "FITS HERE"), rows)
     note(
-        f"\n{size(free)} of memory are free. FITS HERE: the largest format, and the context that fits."
+        f"\n{as_size(free)} of memory are free. FITS HERE: the largest format, and the context that fits."
         "\nA name alone is about four bits (below 2 B: eight); more: qwen3:4b-q8, qwen3:4b-bf16."
         "\nqwen3 is qwen3:4b. All variants, repositories and licences: --json."
     )
@@ -80,9 +79,11 @@ def _available(as_json: bool) -> None:
 
 def largest_context(entry: Entry, format: WeightFormat, free: int) -> int:
     """Positions that fit beside the weights, at most the native ones; 0 when fewer than ENOUGH do."""
-    left = free - entry.weight_bytes(format)
-    positions = min(left // kv_bytes_per_token(entry.config, "f16"), entry.native) // ROUND * ROUND
-    return positions if positions >= ENOUGH else 0
+    from ..model.fit import fit
+
+    one = fit(entry.config, format, "f16", None, free, weights=entry.weight_bytes(format))
+    positions = min(one.context, entry.native) // ROUND * ROUND
+    return positions if one.fits and positions >= ENOUGH else 0
 
 
 def _fit_text(entry: Entry, free: int) -> str:

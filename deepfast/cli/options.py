@@ -202,7 +202,8 @@ def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
     settings = config or engine_config(options)
     with FetchBar() as fetching, LoadBar("loading the model") as bar:
         llm = LLM(model, quantize=format, config=settings, progress=bar, fetching=fetching)
-    for text in llm.notes:
+    remarks = llm.fit.remarks(options["context"]) if config is None else ()
+    for text in (*llm.notes, *remarks):
         note(f"[{text}]")
     if model is not None and format is not None and llm.load_seconds > LONG_SECONDS:
         packing = f"quantising took {llm.load_seconds:.0f} s; once and for all:"

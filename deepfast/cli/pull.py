@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from ..types import as_size
 from .fetching import FetchBar
-from .show import size
 from .terminal import note
 
 
@@ -51,7 +51,9 @@ def pull(name: str, revision: str | None, endpoint: str | None, verify: bool, as
         return
     click.echo(str(found.path))
     if found.quantize:
-        note(f"[{size(_bytes(found.path))}; its weights are packed as {found.quantize} while it is loaded]")
+        note(
+            f"[{as_size(_bytes(found.path))}; its weights are packed as {found.quantize} while it is loaded]"
+        )
 
 
 def _bytes(path: Path) -> int:

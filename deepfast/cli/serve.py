@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ..config import BUNDLED_NAME, ENV_API_KEYS, ENV_MODEL, LogFormat, ServerConfig
-from ..types import EngineError, UsageError
+from ..types import EngineError, UsageError, as_size
 from .options import LoadBar, engine_config, positive, tuning_options
-from .show import size
 
 if TYPE_CHECKING:
     import uvicorn
@@ -278,8 +277,11 @@ def _load(
     free = free_memory()
     needs = plan(models, options["quantize"], settings, free)
     for need in needs:
-        log.say("info", need.text, weights=need.weights, kv=need.kv, threads=need.settings.threads)
-    log.say("info", f"memory: {size(sum(n.weights + n.kv for n in needs))} of {size(free)} that are free")
+        fit = need.fit
+        log.say("info", need.text, weights=fit.weights, kv=fit.kv, threads=need.settings.threads)
+        for remark in fit.remarks(settings.max_context):
+            log.say("warning", f"{need.name}: {remark}")
+    log.say("info", f"memory: {as_size(sum(n.fit.total for n in needs))} of {as_size(free)} that are free")
     loaded: dict[str, LLM] = {}
     for need in needs:
         with LoadBar(f"loading {need.name}") as bar:

@@ -22,6 +22,7 @@ from ..backend.reference import ReferenceBackend
 from ..config import BLOCK_SIZE, BUNDLED_NAME, EngineConfig, with_yarn
 from ..model import hub
 from ..model.decoder import Decoder
+from ..model.fit import Fit, settle
 from ..model.rounding import conversion_notes
 from ..model.weights import Checkpoint
 from ..text.messages import Messages
@@ -49,8 +50,9 @@ class LLM:
     model: None (the bundled model), a directory in Hugging Face format, also one that `deepfast quantize`
     made, a .gguf file, or a name that model/hub.py explains, which is fetched when it is not here.
     quantize: pack the weights as "q8" or "q4" while loading; None keeps them as stored, or as the name says.
-    progress: called with the loaded fraction; fetching: with what is fetched before that.
-    Raises ModelError when the model cannot be had or loaded.
+    progress: called with the loaded fraction; fetching: with what is fetched before that. The context is
+    the largest that fits in memory, unless the config names one: `fit` says what was found.
+    Raises ModelError when the model cannot be had or loaded, UsageError when the memory is not there.
     """
 
     def __init__(
@@ -70,14 +72,14 @@ class LLM:
         checkpoint = Checkpoint.open(path)
         self.tokenizer = Tokenizer.of(checkpoint.text)
         self.config = checkpoint.config = with_yarn(checkpoint.config, settings.yarn)
-        # Settings are checked before minutes of loading; memory is looked at again after it.
-        threads = settings.resolve(self.config, free_memory(), available_cpus()).threads
-        backend: Backend = ReferenceBackend() if settings.backend == "reference" else CpuBackend(threads or 1)
+        asked = {self.name: (checkpoint, quantize)}
+        self.fit: Fit
+        settings, self.fit = settle(asked, settings, free_memory(), available_cpus())[self.name]
+        cpu = settings.backend == "cpu"
+        backend: Backend = CpuBackend(settings.threads) if cpu else ReferenceBackend()
         decoder = Decoder.load(checkpoint, backend, quantize, progress)
         self.notes = (*self.config.notes, *checkpoint.text.notes)  # what a person should know
         self.notes += conversion_notes(checkpoint) if quantize is None else ()
-        free = max(free_memory() - checkpoint.mapped_bytes, 0)  # what is mapped should stay in memory
-        settings = settings.resolve(self.config, free, available_cpus())
         assert settings.max_context is not None and settings.max_kv_tokens is not None
         blocks = -(-settings.max_kv_tokens // BLOCK_SIZE)
         pool = BlockPool(blocks, BLOCK_SIZE, prefix_cache=settings.prefix_cache)

@@ -93,18 +93,25 @@ class Decoder:
 
     def forward(self, batch: Batch, cache: KVCache) -> Array:
         """Compute the batch's tokens into the cache and return the logits of its output rows, [L, V]."""
-        b, eps = self.backend, self.config.rms_norm_eps
-        rope = self._rope_for(max(batch.context_lens.tolist()))
+        b = self.backend
+        rope = self.rope_for(max(batch.context_lens.tolist()))
         h = b.embed(batch.token_ids, self.embedding)  # [N, D]
-        x = b.rms_norm(h, self.layers[0].attention_norm, eps)  # [N, D]
-        for index, (layer, next_norm) in enumerate(zip(self.layers, self._next_norms, strict=True)):
-            qkv = b.linear(x, layer.qkv, layer.qkv_bias)  # [N, (H + 2G) C]
-            q = b.store_kv(qkv, layer.qk_norms, rope, eps, cache, index, batch)  # [N, H C]
-            x = b.linear(b.attention(q, cache, index, batch), layer.output, layer.output_bias)  # [N, D]
-            h, x = b.add_rms_norm(h, x, layer.mlp_norm, eps)
-            h, x = b.add_rms_norm(h, self._mlp(x, layer.mlp), next_norm, eps)
+        x = b.rms_norm(h, self.layers[0].attention_norm, self.config.rms_norm_eps)  # [N, D]
+        for index in range(len(self.layers)):
+            h, x = self.pass_layer(index, h, x, rope, cache, batch)
         x = b.take(x, batch.output_rows)  # [L, D]
         return b.linear(x, self.head)  # [L, V]
+
+    def pass_layer(
+        self, index: int, h: Array, x: Array, rope: Array, cache: KVCache, batch: Batch
+    ) -> tuple[Array, Array]:
+        """The residual stream and its norm, [N, D] each, before a layer -> behind it, with the next norm."""
+        b, eps, layer = self.backend, self.config.rms_norm_eps, self.layers[index]
+        qkv = b.linear(x, layer.qkv, layer.qkv_bias)  # [N, (H + 2G) C]
+        q = b.store_kv(qkv, layer.qk_norms, rope, eps, cache, index, batch)  # [N, H C]
+        x = b.linear(b.attention(q, cache, index, batch), layer.output, layer.output_bias)  # [N, D]
+        h, x = b.add_rms_norm(h, x, layer.mlp_norm, eps)
+        return b.add_rms_norm(h, self._mlp(x, layer.mlp), self._next_norms[index], eps)
 
     def _mlp(self, x: Array, mlp: Dense | Experts) -> Array:
         """[N, D] -> [N, D]"""
@@ -114,7 +121,7 @@ class Decoder:
             return b.moe(x, router, mlp.gate_up, mlp.down, c.num_experts_per_token, c.norm_topk_prob)
         return b.mlp(x, mlp.gate_up, mlp.gate_up_bias, mlp.down, mlp.down_bias)
 
-    def _rope_for(self, positions: int) -> Array:
+    def rope_for(self, positions: int) -> Array:
         """The rotary table, grown to hold at least `positions`."""
         if positions > self._positions:
             size = max(FIRST_POSITIONS, 1 << (positions - 1).bit_length())
@@ -127,11 +134,12 @@ class Decoder:
 def _assemble(config: ModelConfig, backend: Backend, tensors: Mapping[str, Any]) -> Decoder:
     """Each tensor to its place. A tied head is the embedding, unless there is a head of its own."""
     embedding = tensors[EMBEDDING]
-    layers = [_layer(config, tensors, f"model.layers.{i}") for i in range(config.num_layers)]
+    layers = [make_layer(config, tensors, f"model.layers.{i}") for i in range(config.num_layers)]
     return Decoder(config, backend, embedding, layers, tensors[FINAL_NORM], tensors.get(HEAD, embedding))
 
 
-def _layer(config: ModelConfig, tensors: Mapping[str, Any], prefix: str) -> Layer:
+def make_layer(config: ModelConfig, tensors: Mapping[str, Any], prefix: str) -> Layer:
+    """One layer from the tensors that `load_tensors` gave for it."""
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     norms = (f"{attention}.q_norm.weight", f"{attention}.k_norm.weight") if config.qk_norm else ()
     router = tensors.get(f"{mlp}.gate.weight")

@@ -132,6 +132,15 @@ class SafetensorsSource:
         stored = [s for s in (name, f"{name}.q8", f"{name}.scales") if s in self._owner]
         return sum(self.entry(s).end - self.entry(s).begin for s in stored)
 
+    def kind(self, name: str) -> str:
+        """How a tensor is stored, for people: a dtype, "Q8" of a pair, the format of a packed one."""
+        if name not in self._owner:
+            return "Q8"
+        said = _PACKED.fullmatch(self._owner[name].metadata.get(name, ""))
+        if said is None:
+            return self.entry(name).dtype
+        return f"{said[1]}/{said[2]}" if said[2] else said[1]
+
     def matrix(self, name: str) -> Matrix:
         """A matrix. Nothing is read yet but the scales of a pair."""
         if name in self._owner:

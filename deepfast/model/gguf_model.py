@@ -301,6 +301,11 @@ class GgufSource:
         known = f"model.layers.{layer}.{_INNER[stem]}.{kind}" if stem in _INNER else _OUTER.get(name, name)
         self._places[known] = _Place(file, name, heads=heads)
 
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says of itself."""
+        return self._files[0].metadata
+
     def names(self) -> Collection[str]:
         """Every tensor, each expert by itself."""
         return self._places.keys()

@@ -9,7 +9,6 @@ The bytes are little-endian and the same for every instruction set. Does not kno
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -20,12 +19,11 @@ import numpy as np
 from ..backend.cpu import CpuBackend, Weight
 from ..config import GROUP_SIZE, PACKED_LAYOUT
 from ..types import UsageError
-from .directory import INDEX, SINGLE, describe_packed
+from .directory import SINGLE, describe_packed
 from .load import Prepare, Progress, load_tensors, model_stacks, stack_format, stack_matrices
 from .safetensors import write_header
+from .small_files import write_small_files
 from .weights import Checkpoint
-
-COPIED = (".json", ".jinja", ".txt", ".md")  # tokenizer, template, card
 
 
 class _Plan(NamedTuple):
@@ -53,7 +51,7 @@ def write_packed(
 ) -> int:
     """Write the directory `out`, complete or not at all; returns the bytes of its weights. Each matrix passes
     through `prepare` twice: to plan the file, and to be packed."""
-    _check(checkpoint, out)
+    check_target(checkpoint, out)
     plan = _plan(checkpoint, backend, format, prepare)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -64,13 +62,8 @@ def write_packed(
                 f"{out} needs {plan.bytes / 1e6:,.0f} MB; its disk has {free / 1e6:,.0f} MB free. "
                 "Make room, or name another directory."
             )
-        for file in sorted(checkpoint.path.iterdir()):
-            if file.is_file() and file.suffix in COPIED and file.name != INDEX:
-                shutil.copyfile(file, part / file.name)
-        raw = json.loads((checkpoint.path / "config.json").read_bytes())
         quant = {"quant_method": "deepfast", "bits": int(format[1:]), "group_size": GROUP_SIZE}
-        raw["quantization_config"] = {**quant, "layout": PACKED_LAYOUT}
-        (part / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_small_files(checkpoint, part, {**quant, "layout": PACKED_LAYOUT})
         _write_weights(part / SINGLE, plan, checkpoint, backend, format, progress, prepare)
         part.rename(out)  # over an empty directory, if there is one
     except BaseException:
@@ -79,7 +72,8 @@ def write_packed(
     return plan.bytes
 
 
-def _check(checkpoint: Checkpoint, out: Path) -> None:
+def check_target(checkpoint: Checkpoint, out: Path) -> None:
+    """Raise UsageError when it is packed already, or there is something where the result shall go."""
     if checkpoint.config.packed:
         raise UsageError(
             f"{checkpoint.path} is packed already, as {checkpoint.stored}. Name the original instead."

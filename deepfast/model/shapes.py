@@ -90,16 +90,22 @@ def weight_bytes(config: ModelConfig, format: WeightFormat) -> int:
 
 def stacks(config: ModelConfig) -> dict[str, Stack]:
     """Name -> Stack: q, k and v are one matrix, so are gate and up, and each of them for all experts."""
-    found: dict[str, dict[str, list[Named]]] = {}
+    found: dict[str, dict[int | None, list[Named]]] = {}
     for name, shape in tensor_shapes(config):
-        expert = _EXPERT.search(name)
-        stacked = _EXPERT.sub("", name)
-        for one, together in _TOGETHER:
-            stacked = stacked.replace(f".{one}_proj.", f".{together}_proj.")
-        found.setdefault(stacked, {}).setdefault(expert[0] if expert else "", []).append((name, shape))
+        stacked, expert = stacked_name(name)
+        found.setdefault(stacked, {}).setdefault(expert, []).append((name, shape))
     result = {}
     for name, experts in found.items():
         shapes = [shape for _, shape in next(iter(experts.values()))]
         whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        result[name] = Stack(whole, list(experts.values()), "" not in experts)
+        result[name] = Stack(whole, list(experts.values()), None not in experts)
     return result
+
+
+def stacked_name(name: str) -> tuple[str, int | None]:
+    """The stack that a tensor of a checkpoint lies in, and the number of its expert, if it is one's."""
+    expert = _EXPERT.search(name)
+    stacked = _EXPERT.sub("", name)
+    for one, together in _TOGETHER:
+        stacked = stacked.replace(f".{one}_proj.", f".{together}_proj.")
+    return stacked, int(expert[0][1:]) if expert else None
