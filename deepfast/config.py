@@ -221,10 +221,8 @@ def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:
             f"config.json: {heads} heads over {kv_heads} KV heads of {head_dim}; "
             "expected whole groups and an even head_dim."
         )
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ModelError(
-            f"config.json: hidden_act {raw['hidden_act']!r:.50} is not supported: it must be 'silu'."
-        )
+    if (activation := raw.get("hidden_act", "silu")) != "silu":
+        raise ModelError(f"config.json: hidden_act {activation!r:.50} is not supported: it must be 'silu'.")
     rope = read_rope(raw)
     context = read_context(raw, rope.yarn)
     known = {"num_experts": raw.get("num_local_experts"), **raw}  # transformers 5 writes the other name

@@ -22,7 +22,6 @@ from deepfast.backend.quant import (
     rounded,
 )
 from deepfast.backend.reference import ReferenceBackend
-from deepfast.model import hub
 from deepfast.model.decoder import Decoder
 from deepfast.model.safetensors import SafetensorsFile, write_safetensors
 from deepfast.model.weights import Checkpoint
@@ -243,15 +242,6 @@ def test_a_wrong_index_is_refused(tmp_path: Path, index: str, says: str):
     path = make_checkpoint(tmp_path, shards=2)
     (path / "model.safetensors.index.json").write_text(index)
     assert says in fails(path)
-
-
-def test_model_names_that_mean_nothing_here_are_refused(tmp_path: Path):
-    assert hub.resolve(str(tmp_path)) == tmp_path
-    (tmp_path / "a.gguf").touch()
-    for name in ("qwen3:0.6b", "Qwen/Qwen3-0.6B", str(tmp_path / "a.gguf"), str(tmp_path / "none"), ""):
-        with pytest.raises(ModelError, match="Hugging Face format") as caught:
-            hub.resolve(name)
-        assert repr(name) in str(caught.value)
 
 
 @pytest.mark.parametrize("width", [1, 31, 32, 33, 96])

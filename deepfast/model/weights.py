@@ -42,7 +42,7 @@ class Checkpoint:
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Read the small files, map the large ones."""
-        if path.suffix == ".gguf":
+        if path.suffix.lower() == ".gguf":
             return cls(path, *open_gguf(path))
         raw = read_json(path / "config.json", "a directory in Hugging Face format has one")
         config = ModelConfig.from_hf(raw)
@@ -72,7 +72,7 @@ class Checkpoint:
         if found != shape:
             raise ModelError(
                 f"{self.source.where(name)}: tensor {name} has shape {list(found)}; "
-                f"config.json asks for {list(shape)}."
+                f"its configuration asks for {list(shape)}."
             )
         self.note_used(name)
 
