@@ -74,7 +74,7 @@ def describe(model: str | None) -> dict[str, Any]:
     from ..model.shapes import parameter_count, weight_bytes
     from ..model.weights import Checkpoint
 
-    path = locate(model).path
+    path, packing = locate(model)[:2]
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     total = parameter_count(config)
@@ -92,6 +92,7 @@ def describe(model: str | None) -> dict[str, Any]:
         "yarn_factor": config.yarn.factor if config.yarn else None,
         "trained_context": native_positions(config),
         "stored": checkpoint.stored,
+        "loaded_as": packing or checkpoint.stored,
         "tensors": _stored_tensors(checkpoint),
         "kept": _kept_tensors(checkpoint),
         "weight_bytes": {name: weight_bytes(config, name) for name in get_args(WeightFormat)},
@@ -269,7 +270,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     loss = {True: "", False: ", the nearest to what is stored"}
     kept = facts["kept"].items()
     yield from _rows("kept as", (f"{name}: {_row(row)}{loss[row['lossless']]}" for name, row in kept))
-    yield "weights", f"{_join(facts['weight_bytes'])}   (stored as {facts['stored']})"
+    stored, loaded = facts["stored"], facts["loaded_as"]
+    by_name = f"; the model's name means {loaded}" if loaded != stored else ""
+    yield "weights", f"{_join(facts['weight_bytes'])}   (stored as {stored}{by_name})"
     for kv, sizes in facts["kv_bytes"].items():
         yield f"KV cache {kv}", _join({f"{int(n):,}": value for n, value in sizes.items()})
     yield from _rows("fits here", _fit_lines(facts["fit"]))
