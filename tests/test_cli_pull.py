@@ -24,6 +24,7 @@ from deepfast import LLM, SamplingParams
 from deepfast.cli import list as listing
 from deepfast.cli.main import cli
 from deepfast.model.catalog import CATALOG
+from deepfast.model.fit import MARGIN, fit
 
 TINY = "acme/tiny"
 ASK = ("--no-think", "--max-tokens", "4", "--temperature", "0", "hi")
@@ -236,7 +237,9 @@ def test_the_largest_context_fits_and_the_next_does_not(free: int) -> None:
                 assert weights + context * per_position <= free and listing.ENOUGH <= context <= entry.native
             if context < entry.native:
                 step = max(context + listing.ROUND, listing.ENOUGH)
-                assert weights + step * per_position > free
+                around = fit(entry.config, format, "f16", entry.config.max_positions, free, weights=weights)
+                beside = around.total - around.kv + free // MARGIN
+                assert beside + step * per_position > free
 
 
 def test_a_terminal_shows_a_bar_and_a_file_shows_lines(tiny: HubServer) -> None:

@@ -123,12 +123,12 @@ def test_a_factor_that_makes_no_sense(model: dict[str, Any], factor: float, says
 )
 def test_a_context_beyond_the_model_says_which_factor_suffices(context: int, factor: str | None):
     with pytest.raises(UsageError) as caught:
-        EngineConfig(max_context=context).resolve(config(), 2**34, 2)
+        EngineConfig(max_context=context).resolve(config(), 2)
     assert str(caught.value).split("--yarn ")[1:] == ([f"{factor}."] if factor else [])
     assert f"max_context={context}" in str(caught.value) and "40960 positions" in str(caught.value)
     if factor:
         settings = EngineConfig(max_context=context, yarn=float(factor))
-        assert settings.resolve(config(), 2**40, 2).max_context == context
+        assert settings.resolve(config(), 2).max_context == context
 
 
 def test_the_extension_of_llama_3():
