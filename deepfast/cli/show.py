@@ -52,7 +52,9 @@ SHAPES = {  # the field of ModelConfig -> what people call it
 MODES = {"hybrid": ["think", "no_think"], "think": ["think"], "no_think": ["no_think"]}
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
-TECHNICAL = ("general.architecture", "general.alignment", "general.quantization_version")  # said elsewhere
+TECHNICAL = (  # said elsewhere, or of no use to people
+    *("general.architecture", "general.alignment", "general.quantization_version", "general.file_type"),
+)
 LONGEST = 100  # characters of a value from a file that are printed
 
 
