@@ -22,8 +22,10 @@ from hub_server import Fault, HubServer
 
 from deepfast import LLM, SamplingParams
 from deepfast.cli import list as listing
+from deepfast.cli.fetching import FetchBar
 from deepfast.cli.main import cli
 from deepfast.model.catalog import CATALOG
+from deepfast.model.download import Fetching
 from deepfast.model.fit import MARGIN, fit
 
 TINY = "acme/tiny"
@@ -140,6 +142,28 @@ def test_a_name_carries_its_format_and_must_not_be_contradicted(tiny: HubServer)
         assert named.name == "qwen3:0.6b-q4"
     done = call("run", "-m", "qwen3:0.6b-q4", "--quantize", "q8", *ASK)
     assert done.exit_code == 2 and "name says q4, --quantize says q8" in done.stderr
+
+
+@pytest.mark.parametrize(("share", "warns"), [(0.2, True), (0.4, False)])
+def test_what_cannot_run_here_is_told_before_it_is_fetched(
+    tiny: HubServer, monkeypatch: pytest.MonkeyPatch, share: float, warns: bool
+) -> None:
+    size = sum(map(len, tiny.repos["Qwen/Qwen3-0.6B"].values()))
+    monkeypatch.setattr("deepfast.backend.machine.free_memory", lambda: int(size * share))
+    done = call("pull", "qwen3:0.6b-q4")  # of 16 bits 4.5 are kept
+    assert done.exit_code == 0 and ("will not run here" in done.stderr) == warns
+    assert "will not run here" in call("pull", TINY).stderr
+
+
+@pytest.mark.parametrize("states", [("start",), ("start", "end"), ()])
+def test_who_interrupts_is_told_that_nothing_is_lost(
+    capsys: pytest.CaptureFixture[str], states: tuple[Any, ...]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), FetchBar(TINY) as bar:
+        for state in states:
+            bar(Fetching(TINY, "", 0, 10, state))
+        raise KeyboardInterrupt
+    assert ("what came is kept" in capsys.readouterr().err) == (states == ("start",))
 
 
 def test_a_path_has_nothing_to_fetch(tmp_path: Path) -> None:

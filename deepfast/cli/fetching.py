@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..model.download import Fetching
-    from ..model.hub import Found
+    from ..model.hub import Found, Packing
 
+BITS = {"q4": 4.5, "q8": 8.5}  # of a weight that is stored in 16 and packed while it is loaded
 LINE_SECONDS = 2.0  # between two lines where there is no terminal
 
 
@@ -26,7 +27,7 @@ def locate(model: str | None, **more: Any) -> Found:
     """Where a model lies. What is not here is fetched in sight of the user; more: for `hub.find`."""
     from ..model import hub
 
-    with FetchBar() as bar:
+    with FetchBar(model, more.get("quantize")) as bar:
         found = hub.find(model, report=bar, **more)
     if found.note:
         note(f"[{found.note}]")
@@ -36,8 +37,9 @@ def locate(model: str | None, **more: Any) -> Found:
 class FetchBar:
     """Follows one download."""
 
-    def __init__(self) -> None:
-        """Nothing is shown, and rich not imported, before something is fetched."""
+    def __init__(self, model: str | None, quantize: Packing | None = None) -> None:
+        """Nothing is shown, and rich not imported, before something is fetched. quantize: for `hub.find`."""
+        self.model, self.quantize = model, quantize
         self.progress: Progress | None = None
         self.tenths, self.began, self.last = 0, 0.0, 0.0
         self.waited: set[str] = set()
@@ -52,6 +54,7 @@ class FetchBar:
         here, all_of_it = as_size(at.done), as_size(at.total)
         if at.state == "start":
             note(f"fetching {at.repo}: {all_of_it}" + (f"; {here} of it are here" if at.done else ""))
+            self._warn(at.total)
             self._start(at)
         elif at.state == "end":
             if self.progress is not None:
@@ -68,6 +71,19 @@ class FetchBar:
         elif time.monotonic() - self.last >= LINE_SECONDS and at.done * 10 // (at.total or 1) > self.tenths:
             self.last, self.tenths = time.monotonic(), at.done * 10 // (at.total or 1)
             note(f"{at.repo}: {self.tenths * 10} %, {here} of {all_of_it}")
+
+    def _warn(self, total: int) -> None:
+        """Hours of fetching should not end with too little memory."""
+        from ..backend.machine import free_memory
+        from ..model import hub
+
+        packing = hub.wanted(self.model, self.quantize).quantize if self.model else None
+        need, free = int(total * BITS[packing] / 16 if packing else total), free_memory()
+        if need > free:
+            note(
+                f"[its weights take about {as_size(need)} and {as_size(free)} of memory are free: it will "
+                "not run here. What does: deepfast list --available]"
+            )
 
     def _start(self, at: Fetching) -> None:
         self.fetched = self.running = True

@@ -200,7 +200,7 @@ def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
 
     model, format = options["model"], options["quantize"]
     settings = config or engine_config(options)
-    with FetchBar() as fetching, LoadBar("loading the model") as bar:
+    with FetchBar(model, format) as fetching, LoadBar("loading the model") as bar:
         llm = LLM(model, quantize=format, config=settings, progress=bar, fetching=fetching)
     remarks = llm.fit.remarks(options["context"]) if config is None else ()
     for text in (*llm.notes, *remarks):

@@ -38,7 +38,7 @@ def pull(name: str, revision: str | None, endpoint: str | None, verify: bool, as
     """
     from ..model import hub
 
-    with FetchBar() as bar:
+    with FetchBar(name) as bar:
         wish: dict[str, Any] = {"endpoint": endpoint, "revision": revision, "verify": verify}
         found = hub.find(name, report=bar, refresh=True, **wish)
     if found.note:
