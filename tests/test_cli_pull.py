@@ -209,6 +209,14 @@ def test_python_users_are_told_what_is_fetched(tiny: HubServer) -> None:
     assert all(a.done <= b.done for a, b in zip(events, events[1:], strict=False))
 
 
+def test_the_bytes_of_a_split_file_are_those_of_all_parts(tiny: HubServer) -> None:
+    parts = {f"tiny-Q4_0-{i:05}-of-00002.gguf": b"GGUF" * 1000 * i for i in (1, 2)}
+    tiny.add("acme/tiny-GGUF", {**parts, "tiny-Q8_0.gguf": b"GGUF" * 9000})
+    facts = json.loads(call("pull", "--json", "acme/tiny-GGUF:Q4_0").stdout)
+    assert facts["bytes"] == 12_000 and facts["path"].endswith("-00001-of-00002.gguf")
+    assert json.loads(call("pull", "--json", "acme/tiny-GGUF:Q8_0").stdout)["bytes"] == 36_000
+
+
 def test_list_shows_what_is_here(tiny: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = call("list")
     assert (empty.exit_code, empty.stdout) == (0, "") and "deepfast pull" in empty.stderr

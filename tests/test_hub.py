@@ -6,6 +6,7 @@ Does not know: the real hubs; what goes wrong on the way (test_hub_faults.py doe
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -171,6 +172,17 @@ def test_parts_that_are_missing_are_noticed(hub: HubServer) -> None:
     parts = list(SPLIT)
     hub.add(GGUF, {name: SPLIT[name] for name in parts[:2]})
     assert "only some parts" in fails(f"{GGUF}:Q6_K")
+
+
+def test_two_files_of_one_quantisation_are_told_apart(hub: HubServer) -> None:
+    hub.add(GGUF, gguf_files("a/tiny-Q4_0.gguf", "b/tiny-Q4_0.gguf", "tiny-Q8_0.gguf"))
+    for name in (GGUF, f"{GGUF}:Q4_0"):
+        assert re.search("Choose one of:? Q8_0, a/tiny-Q4_0.gguf, b/tiny-Q4_0.gguf[,.]", fails(name))
+    assert hubs.find(f"{GGUF}:b/tiny-Q4_0.gguf").path.parent.name == "b"
+    assert hubs.find(f"{GGUF}:a/tiny-Q4_0.gguf").path.parent.name == "a"
+    names = [model.name for model in hubs.kept()]
+    assert names == [f"{GGUF}:a/tiny-Q4_0.gguf", f"{GGUF}:b/tiny-Q4_0.gguf"]
+    assert all(hubs.find(model.name).path == model.path for model in hubs.kept())
 
 
 def test_a_catalog_name_fetches_its_official_file(hub: HubServer) -> None:

@@ -268,6 +268,10 @@ def test_a_model_that_is_not_there_gated_or_private(hub: HubServer, monkeypatch:
     assert "token is not accepted" in fails("hf:acme/none")
     monkeypatch.delenv("HF_TOKEN")
     hub.log.clear()
+    hub.faults["model.safetensors"] = Fault(times=99, status=403)
+    text = fails(TINY)
+    assert "says 403 to the request for model.safetensors" in text and "is not on" not in text
+    hub.faults.clear()
     hub.gated.add(TINY)
     text = fails(TINY)
     assert "gated" in text and f"{hub.url}/{TINY}" in text and "HF_TOKEN" in text

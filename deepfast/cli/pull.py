@@ -59,5 +59,12 @@ def pull(name: str, revision: str | None, endpoint: str | None, verify: bool, as
 
 
 def _bytes(path: Path) -> int:
-    files = path.iterdir() if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Of a directory, or of a GGUF file with all its parts."""
+    from ..model import choose
+
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.is_file()]
+    else:
+        groups = choose.gguf_files(file.name for file in path.parent.glob("*.gguf"))
+        files = [path.with_name(name) for name in groups.get(path.name, [path.name])]
+    return sum(file.stat().st_size for file in files)

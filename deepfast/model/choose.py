@@ -7,7 +7,8 @@ hub lists and for what lies in a cache. Does not know: networks, what is in the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -60,7 +61,8 @@ def _gguf(names: Iterable[str], pick: str | None, repo: str) -> Choice:
         raise ModelError(f"{repo} has no GGUF files, so there is no {pick!r} in it. Leave that out.")
     wanted = list(groups) if pick is None else _matching(groups, pick)
     if len(wanted) != 1:
-        labels = sorted({quantisation(name) or name for name in groups})
+        counts = Counter(map(quantisation, groups))
+        labels = sorted(picked(first, counts) for first in groups)
         shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
         if pick is None:
             raise ModelError(
@@ -83,6 +85,12 @@ def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
         if name.lower().endswith(".gguf") and not _ASIDE.search(name):
             groups.setdefault(_PART.sub("", name), []).append(name)
     return groups
+
+
+def picked(name: str, counts: Mapping[str | None, int]) -> str:
+    """What to write after the colon to mean this file, when so many files have each quantisation."""
+    label = quantisation(name)
+    return label if label is not None and counts[label] == 1 else name
 
 
 def gguf_files(names: Iterable[str]) -> dict[str, list[str]]:

@@ -287,10 +287,9 @@ def _models_in(folder: Path, name: str) -> list[Kept]:
         chosen = choose.choose(files, None, name).files
         models.append(Kept(name, folder, sum(files[n].stat().st_size for n in chosen), "safetensors"))
     groups = choose.gguf_files(files)
-    labels = Counter(map(choose.quantisation, groups))
+    counts = Counter(map(choose.quantisation, groups))
     for first, parts in groups.items():
-        label = choose.quantisation(first)
-        pick = label if label and labels[label] == 1 else first
         size = sum(files[part].stat().st_size for part in parts)
-        models.append(Kept(f"{name}:{pick}", files[first], size, f"GGUF {label or ''}".strip()))
+        form = f"GGUF {choose.quantisation(first) or ''}".strip()
+        models.append(Kept(f"{name}:{choose.picked(first, counts)}", files[first], size, form))
     return models

@@ -161,6 +161,12 @@ class Wire:
             return ModelError(f"{self.repo} has no revision {self.revision!r}. Leave it out for the newest.")
         if code == "EntryNotFound" or (status in (404, 410) and what != self.repo):
             return ModelError(f"{self.repo} lists {what}, but {self.host} does not have it. Try again later.")
+        if status in (401, 403) and what != self.repo:
+            return ModelError(
+                f"{response.url.host} says {status} to the request for {what} of {self.repo}. If it is "
+                f"gated, accept its terms at {self.endpoint}/{self.repo} and set {self.token_variable} to "
+                "your token; else the way to where its files are stored is blocked."
+            )
         if status in (401, 403, 404, 410):
             return self.absent(f"{self.host} says {status}")
         return ModelError(f"{self.host} answers {status} to the request for {what}. {self.elsewhere}")
