@@ -200,6 +200,15 @@ def test_revisions_are_listed_by_names_that_open_them(tiny: HubServer, tmp_path:
         assert call("pull", name).stdout.strip() == path
 
 
+def test_a_name_that_is_quantised_at_every_load_tells_the_way_out(
+    tiny: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepfast.cli.options.LONG_SECONDS", 0.0)
+    done = call("run", "-m", "qwen3:0.6b-q4", *ASK)
+    assert "once and for all: deepfast quantize qwen3:0.6b-q4 --to q4]" in done.stderr
+    assert "once and for all" not in call("run", "-m", TINY, *ASK).stderr
+
+
 def test_python_users_are_told_what_is_fetched(tiny: HubServer) -> None:
     events: list[Any] = []
     with LLM(f"modelscope:{TINY}", fetching=events.append):

@@ -197,6 +197,7 @@ def engine_config(options: Options, **more: Any) -> EngineConfig:
 def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
     """Load the model; a load that takes long shows a bar on stderr when that is a terminal."""
     from .. import LLM
+    from ..model import hub
 
     model, format = options["model"], options["quantize"]
     settings = config or engine_config(options)
@@ -205,9 +206,10 @@ def open_llm(options: Options, config: EngineConfig | None = None) -> LLM:
     remarks = llm.fit.remarks(options["context"]) if config is None else ()
     for text in (*llm.notes, *remarks):
         note(f"[{text}]")
-    if model is not None and format is not None and llm.load_seconds > LONG_SECONDS:
-        packing = f"quantising took {llm.load_seconds:.0f} s; once and for all:"
-        note(f"[{packing} deepfast quantize {shlex.quote(model)} --to {format}]")
+    long = model is not None and llm.load_seconds > LONG_SECONDS
+    if long and (packing := hub.find(model, quantize=format).quantize) is not None:
+        took = f"quantising took {llm.load_seconds:.0f} s; once and for all:"
+        note(f"[{took} deepfast quantize {shlex.quote(model)} --to {packing}]")
     return llm
 
 
