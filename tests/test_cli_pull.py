@@ -142,6 +142,40 @@ def test_a_name_carries_its_format_and_must_not_be_contradicted(tiny: HubServer)
     assert done.exit_code == 2 and "name says q4, --quantize says q8" in done.stderr
 
 
+def test_a_path_has_nothing_to_fetch(tmp_path: Path) -> None:
+    done = call("pull", str(tmp_path))
+    assert done.exit_code == 0 and done.stderr == f"{tmp_path} is a path: there is nothing to fetch\n"
+    done = call("pull", str(tmp_path), "--endpoint", "https://hf-mirror.com")
+    assert done.exit_code == 2 and "has no endpoint" in done.stderr
+    done = call("pull", TINY, "--endpoint", "")
+    assert done.exit_code == 2 and "is no address" in done.stderr
+
+
+def test_show_says_what_the_name_means(tiny: HubServer) -> None:
+    assert json.loads(call("show", "--json", "-m", "qwen3:0.6b-q4").stdout)["loaded_as"] == "q4"
+    assert "(stored as f32; the model's name means q4)" in call("show", "-m", "qwen3:0.6b-q4").stdout
+    assert "name means" not in call("show", "-m", TINY).stdout
+
+
+def test_a_benchmark_names_the_format_that_runs(tiny: HubServer) -> None:
+    done = call("bench", "--quick", "--json", "-m", "qwen3:0.6b-q4")
+    assert json.loads(done.stdout)["weights"] == "q4"
+
+
+def test_revisions_are_listed_by_names_that_open_them(tiny: HubServer, tmp_path: Path) -> None:
+    old = Path(call("pull", TINY).stdout.strip())
+    assert call("pull", f"ms:{TINY}").exit_code == call("pull", f"ms:{TINY}@v1").exit_code == 0
+    tiny.add(TINY, {**tiny.repos[TINY], "README.md": b"new", "generation_config.json": b"{}"})
+    assert call("pull", f"{TINY}@v1").exit_code == 0
+    new = Path(call("pull", TINY).stdout.strip())
+    assert new != old
+    models = {m["name"]: m["path"] for m in json.loads(call("list", "--json").stdout)["models"]}
+    assert models[TINY] == str(new) and models[f"{TINY}@{old.name}"] == str(old)
+    assert set(models) == {TINY, f"{TINY}@{old.name}", f"modelscope:{TINY}", f"modelscope:{TINY}@v1"}
+    for name, path in models.items():
+        assert call("pull", name).stdout.strip() == path
+
+
 def test_python_users_are_told_what_is_fetched(tiny: HubServer) -> None:
     events: list[Any] = []
     with LLM(f"modelscope:{TINY}", fetching=events.append):

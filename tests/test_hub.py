@@ -180,9 +180,6 @@ def test_a_catalog_name_fetches_its_official_file(hub: HubServer) -> None:
     hub.add("Qwen/Qwen3-0.6B", SMALL)
     found = hubs.find("modelscope:qwen3:0.6b-q4")
     assert found.quantize == "q4" and "modelscope" in found.path.parts
-    assert found.packing(None) == found.packing("q4") == "q4"
-    with pytest.raises(UsageError, match="name says q4, --quantize says q8"):
-        found.packing("q8")
     assert hubs.find("qwen3:0.6b-bf16").quantize is None
 
 
@@ -208,10 +205,45 @@ def test_the_environment_names_the_usual_hub(hub: HubServer, monkeypatch: pytest
         ("a/b:x/Q4_0.gguf@v1", hubs.Wanted("hf", "a/b", "v1", "x/Q4_0.gguf", plain=True)),
         ("modelscope:qwq", hubs.Wanted("modelscope", "Qwen/QwQ-32B-GGUF", pick="Q4_K_M")),
         ("qwen3:4b-instruct-2507", hubs.Wanted("hf", "Qwen/Qwen3-4B-Instruct-2507", quantize="q4")),
+        ("hf.co/Qwen/Qwen3-8B-GGUF:Q4_0", hubs.Wanted("hf", "Qwen/Qwen3-8B-GGUF", pick="Q4_0")),
+        ("https://huggingface.co/a/b/", hubs.Wanted("hf", "a/b")),
+        ("https://www.modelscope.cn/models/a/b", hubs.Wanted("modelscope", "a/b")),
     ],
 )
 def test_a_name_asks_for_one_thing(model: str, want: hubs.Wanted) -> None:
     assert hubs.wanted(model) == want
+
+
+def test_the_address_of_a_page_opens_its_model(hub: HubServer) -> None:
+    hub.add(TINY, SMALL)
+    assert hubs.find(f"hf.co/{TINY}") == hubs.find(f"https://huggingface.co/{TINY}") == hubs.find(TINY)
+    for other in (f"https://example.org/{TINY}", f"https://huggingface.co/{TINY}/tree/main", "hf.co/"):
+        assert repr(other) in fails(other)
+
+
+@pytest.mark.parametrize(
+    ("model", "quantize", "want"),
+    [
+        ("qwen3:4b", "q8", ("Qwen/Qwen3-4B-GGUF", "Q8_0", None)),
+        ("qwen3:4b-q8", "q8", ("Qwen/Qwen3-4B-GGUF", "Q8_0", None)),
+        ("qwen3:0.6b", "q4", ("Qwen/Qwen3-0.6B", None, "q4")),
+        ("qwen3:4b-instruct-2507", "q8", ("Qwen/Qwen3-4B-Instruct-2507", None, "q8")),
+        ("qwen3:4b-bf16", "q8", ("Qwen/Qwen3-4B", None, "q8")),
+        ("qwen3:4b-q6_k", "q4", ("Qwen/Qwen3-4B-GGUF", "Q6_K", "q4")),
+        ("a/b", "q4", ("a/b", None, "q4")),
+    ],
+)
+def test_a_format_that_is_asked_for_completes_a_name(
+    model: str, quantize: hubs.Packing, want: tuple[str, str | None, str | None]
+) -> None:
+    found = hubs.wanted(model, quantize)
+    assert (found.repo, found.pick, found.quantize) == want
+
+
+@pytest.mark.parametrize(("model", "quantize"), [("qwen3:4b-q4", "q8"), ("qwen3:0.6b-q8", "q4")])
+def test_a_format_that_the_name_contradicts_is_refused(model: str, quantize: hubs.Packing) -> None:
+    says = f"name says {model[-2:]}, --quantize says {quantize}"
+    assert says in fails(model, UsageError, quantize=quantize)
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,9 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     from ..backend.probe import int8_peak, read_bandwidth
     from ..model.weights import Checkpoint
 
-    checkpoint = Checkpoint.open(locate(options["model"]).path)
-    asked, stored = engine_config(options), checkpoint.stored
+    found = locate(options["model"], quantize=options["quantize"])
+    checkpoint = Checkpoint.open(found.path)
+    asked, format = engine_config(options), found.quantize or checkpoint.stored
     config = with_yarn(checkpoint.config, asked.yarn)
     context = min(asked.max_context or config.max_positions, config.max_positions)
     plan = make_plan(context, quick)
@@ -77,14 +78,14 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     with open_llm(options, settings) as llm:
         report = {
             "model": llm.name,
-            "weights": options["quantize"] or stored,
+            "weights": format,
             "kv": asked.kv,
             "threads": threads,
             "load_s": round(llm.load_seconds, 3),
             "bandwidth_gb_s": round(bandwidth / 1e9, 1),
             "int8_gmac_s": round(peak / 1e9, 1),
             "prompt": _measure_prompt(llm, plan, peak),
-            "generation": _measure_generation(llm, plan, settings, options["quantize"] or stored, bandwidth),
+            "generation": _measure_generation(llm, plan, settings, format, bandwidth),
         }
     click.echo(json.dumps(report, indent=2)) if as_json else _print_table(report)
 

@@ -41,7 +41,7 @@ class FetchBar:
         self.progress: Progress | None = None
         self.tenths, self.began, self.last = 0, 0.0, 0.0
         self.waited: set[str] = set()
-        self.fetched = False
+        self.fetched = self.running = False
 
     def __enter__(self) -> FetchBar:
         """Nothing to prepare."""
@@ -56,6 +56,7 @@ class FetchBar:
         elif at.state == "end":
             if self.progress is not None:
                 self.progress.stop()  # the next bar needs the terminal
+            self.running = False
             note(f"fetched {at.repo} in {time.monotonic() - self.began:.0f} s")
         elif at.state == "wait" and at.file not in self.waited:
             self.waited.add(at.file)
@@ -69,7 +70,7 @@ class FetchBar:
             note(f"{at.repo}: {self.tenths * 10} %, {here} of {all_of_it}")
 
     def _start(self, at: Fetching) -> None:
-        self.fetched = True
+        self.fetched = self.running = True
         self.began = self.last = time.monotonic()
         self.tenths = at.done * 10 // (at.total or 1)
         if sys.stderr.isatty():
@@ -88,7 +89,9 @@ class FetchBar:
         else:
             note(text)
 
-    def __exit__(self, *exc: object) -> None:
-        """Take the bar away."""
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """Take the bar away; who interrupts is told that nothing is lost."""
         if self.progress is not None:
             self.progress.stop()
+        if self.running and kind is not None and issubclass(kind, KeyboardInterrupt):
+            note("interrupted; what came is kept, the same command goes on with it")

@@ -29,7 +29,10 @@ MODES = {"hybrid": "think, no_think", "think": "think", "no_think": "no_think"}
 @click.option("--available", is_flag=True, help="The catalog, and what of it fits this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def list(available: bool, as_json: bool) -> None:
-    """Show the models that are here, or those that can be fetched by name."""
+    """Show the models that are here, or those that have a name.
+
+    A NAME is what -m takes. What lies in a directory of yours is not looked for.
+    """
     if available:
         _available(as_json)
     else:

@@ -68,7 +68,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, click.ClickException):
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
         line, code = error.format_message(), error.exit_code
-        line += f" See '{where} --help'." if where else ""
+        if where:
+            line = f"{line.rstrip('.')}. See '{where} --help'."
     elif isinstance(error, DeepfastError):
         line, code = str(error), 2 if isinstance(error, UsageError) else 1
     elif isinstance(error, MemoryError):

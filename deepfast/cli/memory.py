@@ -40,11 +40,11 @@ def plan(
     models: Mapping[str, str | None], format: Literal["q8", "q4"] | None, settings: EngineConfig, free: int
 ) -> list[Need]:
     """What these models (name -> path) need together. Raises ModelError for files that are missing,
-    UsageError when they need more than `free` bytes."""
+    UsageError when they need more than `free` bytes, or a name says another format."""
     asked = dict[str, tuple[Checkpoint, WeightFormat | None]]()
     for name, model in models.items():
-        found = locate(model)
-        asked[name] = Checkpoint.open(found.path), found.packing(format)
+        found = locate(model, quantize=format)
+        asked[name] = Checkpoint.open(found.path), found.quantize
     needs = []
     for name, (settled, fit) in settle(asked, settings, free, available_cpus()).items():
         checkpoint, wanted = asked[name]

@@ -33,8 +33,8 @@ def pull(name: str, revision: str | None, endpoint: str | None, verify: bool, as
     deepfast pull modelscope:Qwen/Qwen3-0.6B
     deepfast pull Qwen/Qwen3-8B-GGUF:Q4_K_M       one GGUF file of several
 
-    An interrupted download goes on where it stopped. Every file is checked by its hash. What is here already
-    is not fetched again, and needs no network later.
+    An interrupted download goes on where it stopped. Every file for which the hub lists a hash is checked
+    by it. What is here already is not fetched again, and needs no network later.
     """
     from ..model import hub
 
@@ -43,6 +43,8 @@ def pull(name: str, revision: str | None, endpoint: str | None, verify: bool, as
         found = hub.find(name, report=bar, refresh=True, **wish)
     if found.note:
         note(f"[{found.note}]")
+    elif not found.repo:
+        note(f"{name} is a path: there is nothing to fetch")
     elif not bar.fetched:
         note("everything is here already" + (", and right" if verify else ""))
     if as_json:

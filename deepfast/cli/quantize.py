@@ -44,7 +44,9 @@ file = click.Path(path_type=Path)
 @click.option(
     "--to", "format", type=click.Choice(["q4", "q8"]), default="q4", show_default=True, help="Format."
 )
-@click.option("--out", type=file, metavar="DIR", help="Default: MODEL-q4, beside it.")
+@click.option(
+    "--out", type=file, metavar="DIR", help="Default: MODEL-q4, beside it; here, when it came from a hub."
+)
 @click.option(
     *("--calibrate", "texts"),
     type=file,
@@ -64,7 +66,7 @@ file = click.Path(path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path.")
 @click.argument("model", required=False)
 def quantize(model: str | None, as_json: bool, **options: Any) -> None:
-    """Write MODEL's weights in the form in which they are computed with.
+    """Pack MODEL's weights once, as they are computed with.
 
     \b
     deepfast quantize ~/models/Qwen3-4B --to q4
@@ -259,9 +261,9 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             f"the likeliest token is the same at {found['same_top']:.2%} of {found['positions']:,} positions "
             f"(windows of {found['window']:,} tokens, {found['stride']:,} apart)"
         )
-    yield ", ".join(
-        f"{name} {seconds:.1f} s" for name, seconds in report["seconds"].items() if seconds >= 0.05
-    )
+    seconds = {name: value for name, value in report["seconds"].items() if value >= 0.05}
+    if seconds:
+        yield ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
 
 
 def _shares(errors: Mapping[str, float]) -> str:

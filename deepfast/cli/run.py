@@ -59,7 +59,7 @@ def run(
     deepfast run --think "What is 47 * 86?"
     deepfast run --budget 64 --json "Sort: 5, 3, 9"
     deepfast run -n 5 "What is 47 * 86?"
-    git diff | deepfast run -m ~/models/Qwen3-4B --quantize q4 -
+    git diff | deepfast run -m qwen3:4b -
     deepfast run --batch requests.jsonl --out answers.jsonl
     """
     if batch is not None:

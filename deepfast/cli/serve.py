@@ -128,7 +128,8 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
 
     \b
     deepfast serve
-    deepfast serve -m small=~/models/Qwen3-0.6B -m ~/models/Qwen3-4B-q4 --port 8080
+    deepfast serve -m qwen3:4b
+    deepfast serve -m small=qwen3:0.6b -m ~/models/Qwen3-4B-q4 --port 8080
     """
     _check_installed()
     from ..engine.llm import AsyncLLM

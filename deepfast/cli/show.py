@@ -52,7 +52,9 @@ SHAPES = {  # the field of ModelConfig -> what people call it
 MODES = {"hybrid": ["think", "no_think"], "think": ["think"], "no_think": ["no_think"]}
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
-TECHNICAL = ("general.architecture", "general.alignment", "general.quantization_version")  # said elsewhere
+TECHNICAL = (  # said elsewhere, or of no use to people
+    *("general.architecture", "general.alignment", "general.quantization_version", "general.file_type"),
+)
 LONGEST = 100  # characters of a value from a file that are printed
 
 
@@ -74,7 +76,7 @@ def describe(model: str | None) -> dict[str, Any]:
     from ..model.shapes import parameter_count, weight_bytes
     from ..model.weights import Checkpoint
 
-    path = locate(model).path
+    path, packing = locate(model)[:2]
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     total = parameter_count(config)
@@ -92,6 +94,7 @@ def describe(model: str | None) -> dict[str, Any]:
         "yarn_factor": config.yarn.factor if config.yarn else None,
         "trained_context": native_positions(config),
         "stored": checkpoint.stored,
+        "loaded_as": packing or checkpoint.stored,
         "tensors": _stored_tensors(checkpoint),
         "kept": _kept_tensors(checkpoint),
         "weight_bytes": {name: weight_bytes(config, name) for name in get_args(WeightFormat)},
@@ -269,7 +272,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     loss = {True: "", False: ", the nearest to what is stored"}
     kept = facts["kept"].items()
     yield from _rows("kept as", (f"{name}: {_row(row)}{loss[row['lossless']]}" for name, row in kept))
-    yield "weights", f"{_join(facts['weight_bytes'])}   (stored as {facts['stored']})"
+    stored, loaded = facts["stored"], facts["loaded_as"]
+    by_name = f"; the model's name means {loaded}" if loaded != stored else ""
+    yield "weights", f"{_join(facts['weight_bytes'])}   (stored as {stored}{by_name})"
     for kv, sizes in facts["kv_bytes"].items():
         yield f"KV cache {kv}", _join({f"{int(n):,}": value for n, value in sizes.items()})
     yield from _rows("fits here", _fit_lines(facts["fit"]))

@@ -64,8 +64,8 @@ class LLM:
         progress: Callable[[float], None] | None = None,
         fetching: Report | None = None,
     ) -> None:
-        found = hub.find(model, report=fetching)
-        path, quantize = found.path, found.packing(quantize)
+        found = hub.find(model, quantize=quantize, report=fetching)
+        path, quantize = found.path, found.quantize
         began = time.monotonic()
         self.name = BUNDLED_NAME if model is None else str(model)
         settings = config or EngineConfig()

@@ -22,7 +22,7 @@ from ..config import (
     SamplingDefaults,
     WeightFormat,
 )
-from ..types import ModelError, ModelKind
+from ..types import ModelError, ModelKind, UsageError
 from .shapes import parameter_count, weight_bytes
 
 DEFAULT_TAGS = {"qwen3": "4b", "qwq": "32b", "qwen2.5": "7b"}  # what a family is without a size
@@ -272,8 +272,11 @@ def is_name(text: str) -> bool:
     return "/" not in text and (family in DEFAULT_TAGS or ":" in text)
 
 
-def look_up(text: str) -> tuple[Entry, Variant]:
-    """The entry and the variant of a name, in any case. Raises ModelError that says what is near it."""
+def look_up(text: str, quantize: Packing | None = None) -> tuple[Entry, Variant]:
+    """The entry and the variant of a name, in any case. quantize: the format that a name without one means.
+
+    Raises ModelError that says what is near it, UsageError when the name says another format.
+    """
     family, _, tag = text.lower().strip().partition(":")
     tag = DEFAULT_TAGS.get(family, "") if tag in ("", "latest") else tag
     size, dash, rest = tag.partition("-")
@@ -295,7 +298,9 @@ def look_up(text: str) -> tuple[Entry, Variant]:
             f"model {text!r}: {best.name} has no variant {suffix!r}; it has "
             f"{', '.join(filter(None, best.variants))}."
         )
-    return best, best.variants[suffix]
+    if quantize is not None and suffix in ALIKE.values() and suffix != quantize:
+        raise UsageError(f"the model's name says {suffix}, --quantize says {quantize}. Drop one of them.")
+    return best, best.variants[suffix or quantize or ""]
 
 
 def _near(wanted: str) -> str:

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 
 import filelock
 
-from ..types import ModelError
+from ..types import ModelError, as_size
 from .wire import LONGEST_S, Passing, Wire
 
 WORKERS = 4  # files at a time
@@ -219,8 +219,8 @@ class Download:
         free = shutil.disk_usage(place).free
         if need + SPARE > free:
             raise ModelError(
-                f"{self.wire.repo} needs {need / 1e9:.2f} GB more in {self.store.folder}, but "
-                f"{free / 1e9:.2f} GB are free there. Make room, or name another folder with "
+                f"{self.wire.repo} needs {as_size(need)} more in {self.store.folder}, but "
+                f"{as_size(free)} are free there. Make room, or name another folder with "
                 f"{self.wire.cache_variable}."
             )
 

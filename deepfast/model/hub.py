@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -35,28 +36,21 @@ _ACCEPTED = (
 )
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _REPO = re.compile(f"{_PART}/{_PART}")
+_ADDRESS = re.compile(r"https?://(?:www\.)?|(?=(?:hf|huggingface)\.co/|modelscope\.cn/)", re.I)
+_PAGE = re.compile(r"(?:(hf|huggingface)\.co|modelscope\.cn/models)/(.+?)/?", re.I)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")
 
 Packing = Literal["q4", "q8"]
 
 
 class Found(NamedTuple):
-    """Where a model lies. quantize: how its name wants the weights packed while they are loaded.
-    repo: its repository when it came from a hub. note: what a person should know about that."""
+    """Where a model lies. quantize: how its weights are packed while they are loaded, by its name or because
+    it was asked for. repo: its repository when it came from a hub. note: what a person should know."""
 
     path: Path
     quantize: Packing | None = None
     repo: str = ""
     note: str = ""
-
-    def packing(self, asked: Packing | None) -> Packing | None:
-        """The format to load in, when the user asked for `asked`. Raises UsageError when the name says
-        otherwise."""
-        if asked is not None and self.quantize not in (None, asked):
-            raise UsageError(
-                f"the model's name says {self.quantize}, --quantize says {asked}. Drop one of them."
-            )
-        return asked or self.quantize
 
 
 class Wanted(NamedTuple):
@@ -79,6 +73,7 @@ def resolve(model: str | None) -> Path:
 def find(
     model: str | Path | None,
     *,
+    quantize: Packing | None = None,
     report: Report | None = None,
     endpoint: str | None = None,
     revision: str | None = None,
@@ -87,26 +82,26 @@ def find(
 ) -> Found:
     """Where `model` lies, fetched when it is on a hub and not here; None is the bundled model.
 
-    A Path is only ever a path. report: called in this thread while files come. endpoint: a mirror of the hub.
+    A Path is only ever a path. quantize: the format to load in; a name of the catalog without one means the
+    variant of that. report: called in this thread while files come. endpoint: a mirror of the hub.
     revision: as if it stood behind an @ in the name. refresh: ask the hub for news even when it is here.
     verify: ask, and compare the hash of every file that is here.
-    Raises ModelError, UsageError for an endpoint that is no address or a revision that makes no sense.
+    Raises ModelError, UsageError for an endpoint that is no address, a revision that makes no sense, a name
+    that says another format.
     """
     if model is None:
         if not (BUNDLED / "config.json").exists():
             raise ModelError(
                 f"the bundled model is not in {BUNDLED}. Install again, or name a model directory."
             )
-        return Found(BUNDLED)
+        return Found(BUNDLED, quantize)
     only_here, model = isinstance(model, Path), str(model)
     if (path := _local(model)) is not None:
-        if revision is not None or verify:
-            wish = f"no revision {revision!r}" if revision else "no hash to be compared with"
-            raise UsageError(f"{model} is a path, not a model of a hub: it has {wish}. Leave that out.")
-        return Found(path)
+        _refuse_of_a_path(model, revision, verify, endpoint)
+        return Found(path, quantize)
     if only_here:
         raise ModelError(f"model {model!r} was not found. {_ACCEPTED}.")
-    want = _at(wanted(model), revision)
+    want = _at(wanted(model, quantize), revision)
     from .shelf import shelf_named
 
     shelf = shelf_named(want.prefix, endpoint)
@@ -135,6 +130,18 @@ def find(
     return Found(path, want.quantize, want.repo)
 
 
+def _refuse_of_a_path(model: str, revision: str | None, verify: bool, endpoint: str | None) -> None:
+    """Raises UsageError for what only a model of a hub has."""
+    wishes = {
+        "revision": revision is not None,
+        "hash to be compared with": verify,
+        "endpoint": endpoint is not None,
+    }
+    for wish, given in wishes.items():
+        if given:
+            raise UsageError(f"{model} is a path, not a model of a hub: it has no {wish}. Leave that out.")
+
+
 def _local(model: str) -> Path | None:
     """The directory or .gguf file at this path; None when there is none and it may be a name."""
     path = Path(model).expanduser()
@@ -148,6 +155,8 @@ def _local(model: str) -> Path | None:
             raise ModelError(f"model {model!r} is a file, but not a .gguf file. {_ACCEPTED}.")
     except (OSError, ValueError):  # a name that no file can have
         pass
+    if _ADDRESS.match(model):
+        return None
     if not model or head.startswith((".", "/", "~")) or "\\" in model or head.count("/") > 1:
         raise ModelError(f"model {model!r} was not found. {_ACCEPTED}.")
     if head.lower().endswith(".gguf"):
@@ -160,17 +169,20 @@ def _local(model: str) -> Path | None:
     return None
 
 
-def wanted(model: str) -> Wanted:
-    """What a name or an id asks of a hub. Raises ModelError when it is neither."""
-    prefix, colon, rest = model.partition(":")
+def wanted(model: str, quantize: Packing | None = None) -> Wanted:
+    """What a name or an id asks of a hub. Raises ModelError when it is neither, UsageError when it is a name
+    that says another format than `quantize`."""
+    prefix, colon, rest = _of_a_page(model).partition(":")
     named = PREFIXES.get(prefix.lower()) if colon else None
-    text = rest if named else model
+    text = rest if named else prefix + colon + rest
     shelf = named or _usual_hub()
     if "/" not in text:
         if not catalog.is_name(text):
             raise ModelError(f"model {model!r} was not found. {_ACCEPTED}.")
-        _, variant = catalog.look_up(text)
-        return Wanted(shelf, variant.repo, None, variant.pick, variant.quantize)
+        _, variant = catalog.look_up(text, quantize)
+        same = variant.pick is not None and catalog.ALIKE.get(variant.pick) == quantize
+        packing = variant.quantize or (None if same else quantize)  # the file of that format stays as it is
+        return Wanted(shelf, variant.repo, None, variant.pick, packing)
     pieces = re.split("([:@])", text)
     repo, marks = pieces[0], dict(zip(pieces[1::2], pieces[2::2], strict=True))
     revision, pick = marks.get("@"), marks.get(":")
@@ -183,7 +195,14 @@ def wanted(model: str) -> Wanted:
         raise ModelError(
             f"model {model!r} is no id of a hub: owner/name, perhaps @revision or :file. {_ACCEPTED}."
         )
-    return Wanted(shelf, repo, revision, pick, None, named is None)
+    return Wanted(shelf, repo, revision, pick, quantize, named is None)
+
+
+def _of_a_page(model: str) -> str:
+    """The address of a model's page, as a browser or Ollama has it, as prefix and id; others as they are."""
+    address = _ADDRESS.match(model)
+    page = _PAGE.fullmatch(model[address.end() :]) if address else None
+    return f"{'hf' if page[1] else 'modelscope'}:{page[2]}" if page else model
 
 
 def _at(want: Wanted, revision: str | None) -> Wanted:
@@ -267,8 +286,11 @@ def _models_in(folder: Path, name: str) -> list[Kept]:
     if choose.find_in(folder, None, name) == folder:
         chosen = choose.choose(files, None, name).files
         models.append(Kept(name, folder, sum(files[n].stat().st_size for n in chosen), "safetensors"))
-    for first, parts in choose.gguf_files(files).items():
+    groups = choose.gguf_files(files)
+    labels = Counter(map(choose.quantisation, groups))
+    for first, parts in groups.items():
         label = choose.quantisation(first)
+        pick = label if label and labels[label] == 1 else first
         size = sum(files[part].stat().st_size for part in parts)
-        models.append(Kept(f"{name}:{label or first}", files[first], size, f"GGUF {label or ''}".strip()))
+        models.append(Kept(f"{name}:{pick}", files[first], size, f"GGUF {label or ''}".strip()))
     return models

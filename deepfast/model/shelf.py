@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode, urlsplit
@@ -61,7 +61,7 @@ class Shelf(Protocol):
         """Every repository in the cache here, with its name."""
 
     def kept(self) -> Iterator[tuple[str, Path]]:
-        """Every snapshot in the caches here, with the name of its repository."""
+        """Every snapshot in the caches here, with its repository, and @revision when it is not the usual."""
 
 
 class HuggingFace:
@@ -71,7 +71,7 @@ class HuggingFace:
 
     def __init__(self, endpoint: str | None = None) -> None:
         """endpoint: a mirror; None for HF_ENDPOINT or the hub itself. The environment is read now."""
-        self.endpoint = _address(endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
+        self.endpoint = _address(endpoint, os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
         self.cache = _hf_cache()
         wanted = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
         self.offline = constants.is_offline_mode() or wanted.upper() in _TRUE
@@ -99,7 +99,7 @@ class HuggingFace:
             f"Check the network or the proxy,{mirror} try modelscope:{repo}, or give a directory.",
             "HF_TOKEN",
             "HF_HOME",
-            build_hf_headers(library_name="deepfast"),
+            _hf_headers(),
         )
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
         raw = wire.json(url)
@@ -116,9 +116,16 @@ class HuggingFace:
             yield path.name.removeprefix("models--").replace("--", "/", 1), path
 
     def kept(self) -> Iterator[tuple[str, Path]]:
-        """Every snapshot of every model in the cache."""
+        """Every snapshot of every model in the cache, by branch or tag where one points to it."""
         for repo, folder in self.folders():
-            yield from ((repo, path) for path in sorted(folder.glob("snapshots/*")) if path.is_dir())
+            refs = (path for path in (folder / "refs").rglob("*") if path.is_file())
+            named = {ref: Store(folder).commit_of(ref) for ref in _relative(refs, folder / "refs")}
+            for path in sorted(folder.glob("snapshots/*")):
+                if not path.is_dir():
+                    continue
+                revisions = [ref for ref, commit in named.items() if commit == path.name] or [path.name]
+                usual = self.default_revision in revisions
+                yield repo if usual else f"{repo}@{revisions[0]}", path
 
 
 class ModelScope:
@@ -129,7 +136,7 @@ class ModelScope:
     def __init__(self, endpoint: str | None = None) -> None:
         """endpoint: another server; None for MODELSCOPE_ENDPOINT, MODELSCOPE_DOMAIN or the hub itself."""
         named = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN")
-        self.endpoint = _address(endpoint or named or _MODELSCOPE)
+        self.endpoint = _address(endpoint, named or _MODELSCOPE)
         given = os.environ.get("MODELSCOPE_CACHE")
         home = Path.home() / ".cache" / "modelscope"
         self.cache = Path(given).expanduser() if given else home
@@ -184,12 +191,18 @@ class ModelScope:
     def kept(self) -> Iterator[tuple[str, Path]]:
         """Every snapshot, in the layouts of all versions."""
         for repo, folder in self.folders():
-            yield from ((repo, path) for path in sorted(folder.glob("snapshots/*")) if path.is_dir())
+            for path in sorted(folder.glob("snapshots/*")):
+                if path.is_dir():
+                    yield repo if path.name == self.default_revision else f"{repo}@{path.name}", path
         for root in self.older:
             for config in sorted([*root.glob("models/*/*/config.json"), *root.glob("*/*/config.json")]):
                 path = config.parent
                 if not path.is_symlink() and "--" not in path.parent.name:
                     yield f"{path.parent.name}/{path.name.replace('___', '.')}", path
+
+
+def _relative(paths: Iterable[Path], folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _client() -> httpx2.Client:
@@ -216,8 +229,20 @@ def _hf_cache() -> Path:
     return Path(os.path.expandvars(os.path.expanduser(named or constants.HF_HUB_CACHE)))
 
 
-def _address(text: str) -> str:
+def _hf_headers() -> dict[str, str]:
+    """With the token, which huggingface_hub also looks for in a file."""
+    try:
+        return build_hf_headers(library_name="deepfast")
+    except OSError as error:
+        raise UsageError(
+            f"the token of Hugging Face: {error.filename}: {error.strerror}. HF_HOME must be a directory "
+            "that can be read."
+        ) from error
+
+
+def _address(given: str | None, usual: str) -> str:
     """An endpoint without its last slash. Raises UsageError when it is no http address."""
+    text = usual if given is None else given
     text = text if "://" in text else f"https://{text}"
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.netloc:

@@ -44,7 +44,10 @@ class Checkpoint:
         """Read the small files, map the large ones."""
         if path.suffix.lower() == ".gguf":
             return cls(path, *open_gguf(path))
-        raw = read_json(path / "config.json", "a directory in Hugging Face format has one")
+        hint = "a directory in Hugging Face format has one"
+        if found := sorted(path.glob("*.gguf")):
+            hint += f"; the directory holds GGUF files, which are opened by name: {found[0]}"
+        raw = read_json(path / "config.json", hint)
         config = ModelConfig.from_hf(raw)
         generation = path / "generation_config.json"
         wanted = read_json(generation, "").get("eos_token_id") if generation.exists() else None
