@@ -5,6 +5,7 @@ Does not know: weights. (tests/parity compares the same numbers with transformer
 """
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ def test_a_factor_that_makes_no_sense(model: dict[str, Any], factor: float, says
 )
 def test_a_context_beyond_the_model_says_which_factor_suffices(context: int, factor: str | None):
     with pytest.raises(UsageError) as caught:
-        EngineConfig(max_context=context).resolve(config(), 2**34, 2)
+        EngineConfig(max_context=context).resolve(config(), 2)
     assert str(caught.value).split("--yarn ")[1:] == ([f"{factor}."] if factor else [])
     assert f"max_context={context}" in str(caught.value) and "40960 positions" in str(caught.value)
     if factor:
@@ -292,6 +293,15 @@ NESTED = {
     "quantization_config": AWQ | GPTQ | FP8 | {"dynamic": {}, "checkpoint_format": "gptq"},
     "dual_chunk_attention_config": {"chunk_size": 1, "original_max_position_embeddings": 1},
 }
+
+
+def test_many_dense_layers_are_read_at_once():
+    """Not list against list: that would take a minute."""
+    began = time.monotonic()
+    moe = config(
+        "Qwen3MoeForCausalLM", num_hidden_layers=4096, mlp_only_layers=[[1], *range(400_000, 2, -1), 1]
+    )
+    assert moe.sparse_layers == {0, 2} and time.monotonic() - began < 4
 
 
 @given(st.data())
