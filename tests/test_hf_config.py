@@ -129,7 +129,7 @@ def test_a_context_beyond_the_model_says_which_factor_suffices(context: int, fac
     assert f"max_context={context}" in str(caught.value) and "40960 positions" in str(caught.value)
     if factor:
         settings = EngineConfig(max_context=context, yarn=float(factor))
-        assert settings.resolve(config(), 2**40, 2).max_context == context
+        assert settings.resolve(config(), 2).max_context == context
 
 
 def test_the_extension_of_llama_3():
