@@ -17,7 +17,13 @@ import numpy as np
 from deepfast.config import ModelConfig
 from deepfast.model.safetensors import SafetensorsFile
 
-FILE_TYPES = {"q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}
+FILE_TYPES = {
+    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "q5_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_K_M,
+    "q6_k": llama_cpp.LLAMA_FTYPE_MOSTLY_Q6_K,
+    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+}
 
 
 def _write_shapes(writer: gguf.GGUFWriter, raw: dict) -> ModelConfig:
@@ -86,16 +92,17 @@ def write_gguf(model: Path, out: Path) -> None:
 
 
 def quantise(source: Path, out: Path, kind: str) -> None:
-    """llama.cpp's own quantisation to `kind`, every matrix alike. Raises RuntimeError when it fails."""
+    """llama.cpp's own quantisation to `kind`, every matrix alike but in the mixtures ("q4_k_m"). Raises
+    RuntimeError when it fails."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.pure, params.nthread = FILE_TYPES[kind], True, 2
+    params.ftype, params.pure, params.nthread = FILE_TYPES[kind], not kind.endswith("_m"), 2
     failed = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
     if failed:
         raise RuntimeError(f"llama.cpp could not quantise {source} to {kind} (code {failed}).")
 
 
 def gguf_of(model: Path, kind: str = "q4_0") -> Path:
-    """The GGUF file of a checkpoint directory, made where it is missing. kind: bf16, q8_0 or q4_0."""
+    """The GGUF file of a checkpoint directory, made where it is missing. kind: bf16, or one of FILE_TYPES."""
     plain = model / "model-bf16.gguf"
     if not plain.exists():
         part = plain.with_suffix(".part")

@@ -199,7 +199,8 @@ def _sparse_layers(raw: Mapping[str, Any], layers: int) -> frozenset[int]:
     dense = raw.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise ModelError(f"config.json: mlp_only_layers is {dense!r:.100}; expected a list of layer numbers.")
-    return frozenset(i for i in range(layers) if i not in dense and (i + 1) % step == 0)
+    without = {i for i in dense if isinstance(i, int)}
+    return frozenset(i for i in range(layers) if i not in without and (i + 1) % step == 0)
 
 
 def _read_hf(raw: Mapping[str, Any]) -> ModelConfig:

@@ -5,6 +5,7 @@ Does not know: weights. (tests/parity compares the same numbers with transformer
 """
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -292,6 +293,15 @@ NESTED = {
     "quantization_config": AWQ | GPTQ | FP8 | {"dynamic": {}, "checkpoint_format": "gptq"},
     "dual_chunk_attention_config": {"chunk_size": 1, "original_max_position_embeddings": 1},
 }
+
+
+def test_many_dense_layers_are_read_at_once():
+    """Not list against list: that would take a minute."""
+    began = time.monotonic()
+    moe = config(
+        "Qwen3MoeForCausalLM", num_hidden_layers=4096, mlp_only_layers=[[1], *range(400_000, 2, -1), 1]
+    )
+    assert moe.sparse_layers == {0, 2} and time.monotonic() - began < 4
 
 
 @given(st.data())

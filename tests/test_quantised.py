@@ -5,6 +5,7 @@ for everything damaged one line that names it. Does not know: what the weights a
 """
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +333,28 @@ def test_a_group_that_does_not_divide_the_inputs(tmp_path: Path):
     assert "has 128 inputs, no multiple of group_size 96" in fails(path)
     ours, theirs = make_pair(tmp_path / "gptq", Form("gptq", group=96))
     np.testing.assert_array_equal(matrices(ours)[UP].rows(0, 256), matrices(theirs)[UP].rows(0, 256))
+
+
+@pytest.mark.parametrize(
+    ("form", "key", "value"),
+    [
+        (Form("gptq", group=-1), "group_size", 2**31 - 32),
+        (Form("fp8", block=(256, 256)), "weight_block_size", [2**20, 2**20]),
+    ],
+)
+def test_groups_larger_than_a_matrix_are_all_of_it(tmp_path: Path, form: Form, key: str, value):
+    """And take no more memory than that."""
+    path, plain = make_pair(tmp_path, form)
+    raw = json.loads((path / "config.json").read_text())
+    raw["quantization_config"][key] = value
+    (path / "config.json").write_text(json.dumps(raw))
+    tracemalloc.start()
+    try:
+        ours, theirs = matrices(path)[UP].rows(0, 9), matrices(plain)[UP].rows(0, 9)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_plain_and_quantised_at_once(tmp_path: Path):

@@ -82,6 +82,8 @@ def test_ends_of_a_turn_come_from_both_configs(tmp_path: Path):
     assert Checkpoint.open(path).eos_ids == (7,)
     (path / "generation_config.json").write_text('{"eos_token_id": [9, 7]}')
     assert Checkpoint.open(path).eos_ids == (7, 9)
+    (path / "generation_config.json").write_text(f'{{"eos_token_id": [-1, 160, {10**30}]}}')
+    assert Checkpoint.open(path).eos_ids == (7,)  # what no token has is never drawn
     (path / "generation_config.json").write_text("{]")
     assert "generation_config.json" in fails(path)
 
@@ -104,7 +106,7 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path):
     (path / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 3}))
     assert "model.layers.2.input_layernorm.weight is missing" in fails(path)
     (path / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 4000}))
-    assert "config.json says 4000 layers; the files hold" in fails(path)  # at once, not name by name
+    assert "its configuration says 4000 layers; the files hold" in fails(path)  # at once, not name by name
     text = fails(make_checkpoint(tmp_path / "shape", extra={UP: np.zeros((96, 32), np.float32)}))
     assert UP in text and "[96, 32]" in text and "[96, 64]" in text
 
@@ -182,6 +184,7 @@ def test_a_header_that_is_no_object_is_refused(tmp_path: Path, header: bytes):
         ('{"architectures": [', "line 1, column 20"),
         ("[]", "found list"),
         ("\xff", "not JSON"),
+        ('{"vocab_size": ' + "1" * 5000 + "}", "not JSON"),
         ('{"architectures": ["GptForCausalLM"]}', "Qwen3ForCausalLM"),
         ('{"architectures": ["Qwen3ForCausalLM"]}', "num_attention_heads"),
     ],

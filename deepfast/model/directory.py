@@ -218,7 +218,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         raise ModelError(
             f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no text, too deep, a number of thousands of digits
         raise ModelError(f"{path}: not JSON: {error}.") from error
     if not isinstance(raw, dict):
         raise ModelError(f"{path}: expected a JSON object, found {type(raw).__name__}.")

@@ -53,7 +53,7 @@ class WordMatrix(Matrix):
     ) -> None:
         self.name, self.shape, self.nbytes, self._path = name, shape, nbytes, path
         self._quant, self._words = quant, words
-        self._group = quant.group_size or max(shape[1], 1)
+        self._group = group_of(quant, shape[1])
         self._span = -(-self._group // GROUP_SIZE)
         self.layout = self._find_layout()
         self.lossless = self.layout is not None
@@ -234,7 +234,7 @@ class QuantisedSource:
         each = 32 // quant.bits
         if not rows and (outputs % each or inputs % each):
             raise self._wrong(packed, f"stands for {outputs} x {inputs}; {each} share a word")
-        group = quant.group_size or max(inputs, 1)
+        group = group_of(quant, inputs)
         if quant.method == "awq" and inputs % group:
             raise self._wrong(packed, f"has {inputs} inputs, no multiple of group_size {group}")
         groups = -(-inputs // group)
@@ -270,7 +270,8 @@ class QuantisedSource:
             raise self._wrong(name, f"has shape {shape_text(shape)}; expected two dimensions")
         if len(parts) < 2:
             raise self._wrong(name, f"is F8_E4M3 and has no scales: {name}_scale_inv is missing")
-        block = self._quant.block or (max(shape[0], 1), max(shape[1], 1))
+        said = self._quant.block or shape  # a block larger than the matrix is all of it
+        block = min(said[0], shape[0]) or 1, min(said[1], shape[1]) or 1
         grid = -(-shape[0] // block[0]), -(-shape[1] // block[1])
         found = self._plain.shape(parts[1])
         whole = grid == (1, 1) and found in ((), (1,))
@@ -301,6 +302,11 @@ def _wanted(bias: str, config: ModelConfig) -> bool:
     if ".self_attn." not in bias:
         return config.mlp_bias
     return config.output_bias if bias.endswith(".o_proj.bias") else config.qkv_bias
+
+
+def group_of(quant: Quantisation, inputs: int) -> int:
+    """Inputs of a matrix that share a scale: never more than it has, whatever config.json says."""
+    return min(quant.group_size or inputs, inputs) or 1
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

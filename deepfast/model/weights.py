@@ -17,6 +17,7 @@ from .directory import PackedMatrix, SafetensorsSource, read_json
 from .fused import FusedSource
 from .gguf_model import open_gguf
 from .quantised import QuantisedSource
+from .safetensors import ALIGNMENT
 from .shapes import FIRST_OUTPUT
 from .tensors import FloatArray, Matrix, Source
 
@@ -27,13 +28,17 @@ class Checkpoint:
     def __init__(
         self, path: Path, config: ModelConfig, source: Source, eos_ids: tuple[int, ...], text: TextFiles
     ) -> None:
-        self.path, self.config, self.source, self.eos_ids, self.text = path, config, source, eos_ids, text
+        self.path, self.config, self.source, self.text = path, config, source, text
+        self.eos_ids = tuple(i for i in eos_ids if 0 <= i < config.vocab_size)  # some files say -1 for none
         self._names = frozenset(source.names())
-        experts = 0 if config.packed else len(config.sparse_layers) * config.num_experts
-        if max(config.num_layers, experts) > len(self._names):
+        experts = len(config.sparse_layers) * config.num_experts
+        room = (
+            source.size // ALIGNMENT if config.packed else len(self._names)
+        )  # packed experts share a tensor
+        if config.num_layers > len(self._names) or experts > room:
             of = f" with {config.num_experts} experts" if experts else ""
             raise ModelError(
-                f"{path}: tensors are missing: config.json says {config.num_layers} layers{of}; "
+                f"{path}: tensors are missing: its configuration says {config.num_layers} layers{of}; "
                 f"the files hold {len(self._names)} tensors. Fetch them again."
             )
         self._used: set[str] = set()
