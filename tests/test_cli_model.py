@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from checkpoints import make_checkpoint
 from click.testing import CliRunner, Result
+from quantised_checkpoints import Form, make_pair
 
 from deepfast.cli.main import cli
 from deepfast.model.hub import BUNDLED
@@ -151,6 +152,17 @@ def test_show_says_what_is_odd_about_a_checkpoint(tmp_path: Path) -> None:
     assert packed["source"] == "packed by deepfast quantize, 4 bits" and packed["stored"] == "q4"
     assert set(packed["kept"]) == {"q4", "bf16"} and list(packed["fit"]["formats"]) == ["as stored"]
     assert packed["kept"]["q4"]["count"] + packed["kept"]["bf16"]["count"] == facts["kept"]["bf16"]["count"]
+
+
+def test_show_names_how_others_quantised_and_what_loading_keeps(tmp_path: Path) -> None:
+    """Groups in any order are no FP8; what lies beside plain keys stays floats, without loss."""
+    path, _ = make_pair(tmp_path, Form("gptq", act_order=True))
+    facts = json.loads(call("show", "-m", str(path), "--json").stdout)
+    assert {kind: row["count"] for kind, row in facts["tensors"].items()} == {"GPTQ 4 bits": 13, "F32": 12}
+    assert {kind: (row["count"], row["lossless"]) for kind, row in facts["kept"].items()} == {
+        "f32": (5, True),
+        "q8": (11, False),
+    }
 
 
 def test_show_and_quantize_take_a_gguf_file(tmp_path: Path) -> None:

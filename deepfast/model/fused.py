@@ -93,6 +93,10 @@ class FusedSource:
         experts, rows, _ = self._plain.shape(fused)
         return self._plain.nbytes(fused) // (experts * rows) * (last - first)
 
+    def kind(self, name: str) -> str:
+        """Its dtype."""
+        return self._plain.kind(self._slices[name].fused if name in self._slices else name)
+
     def matrix(self, name: str) -> Matrix:
         """A matrix. Nothing is read yet."""
         if name not in self._slices:

@@ -69,6 +69,10 @@ class Source(Protocol):
         """Its bytes in the file."""
         ...
 
+    def kind(self, name: str) -> str:
+        """How it is stored, for people."""
+        ...
+
     def matrix(self, name: str) -> Matrix:
         """A matrix. Nothing is read yet."""
         ...
