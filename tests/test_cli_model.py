@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import hf_config, make_checkpoint
 from click.testing import CliRunner, Result
 from quantised_checkpoints import Form, make_pair
 
+from deepfast.cli.bench import weight_bytes_read
 from deepfast.cli.main import cli
+from deepfast.config import ModelConfig
 from deepfast.model.hub import BUNDLED
+from deepfast.model.shapes import parameter_count
 
 QUESTION = "What is 47 * 86?"
 
@@ -196,6 +199,13 @@ def test_a_context_that_memory_cut_is_told_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 9 * 10**6)
     done = call("run", QUESTION)
     assert done.exit_code == 2 and "9.0 MB of memory are free. Try --quantize q4" in done.stderr
+
+
+def test_the_limit_of_a_speed_is_that_of_the_weights_in_memory() -> None:
+    """Their bytes, less the embedding table that an untied model does not read."""
+    config = ModelConfig.from_hf(hf_config("Qwen3ForCausalLM", {}))
+    table = config.vocab_size * config.hidden_size / parameter_count(config)
+    assert weight_bytes_read(config, 10**6, 1) == pytest.approx(10**6 * (1 - table))
 
 
 def test_bench_measures_the_bundled_model() -> None:

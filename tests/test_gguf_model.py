@@ -13,6 +13,7 @@ from gguf_files import ARCHITECTURES, Kind, wide, write_model
 from deepfast.backend.reference import ReferenceBackend
 from deepfast.config import ModelConfig, with_yarn
 from deepfast.model.decoder import Decoder
+from deepfast.model.fit import loaded_bytes
 from deepfast.model.gguf_model import open_gguf, stored_rows
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError, UsageError
@@ -256,6 +257,20 @@ def test_experts_that_no_model_has_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("deepfast.model.tensors.MAX_TENSORS", 40)
     with pytest.raises(ModelError, match="more than 40 tensors, experts one by one"):
         open_gguf(path)
+
+
+def test_the_format_that_is_named_is_the_one_in_memory(tmp_path):
+    """q8 promises precision: 4 bits stay 4 bits."""
+    write_model(tmp_path / "m.gguf", kind=Kind.Q4_0, **SMALL)
+    checkpoint = opened(tmp_path / "m.gguf")
+    assert [checkpoint.kept_as(wanted) for wanted in (None, "q4", "q8")] == ["q4", "q4", "q4"]
+    assert loaded_bytes(checkpoint, "q8") == loaded_bytes(checkpoint, None)
+    write_model(tmp_path / "m.gguf", kind=Kind.Q8_0, **SMALL)
+    assert [opened(tmp_path / "m.gguf").kept_as(wanted) for wanted in (None, "q4", "q8")] == [
+        "q8",
+        "q4",
+        "q8",
+    ]
 
 
 def test_layers_that_are_alike_may_be_listed(tmp_path):
