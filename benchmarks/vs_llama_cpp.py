@@ -31,6 +31,7 @@ from ratios import MEASURES, OURS, THEIRS, Samples, best, engine_of, fractions, 
 from deepfast.backend.machine import available_cpus, free_memory
 from deepfast.cli.bench import products_per_token, weight_bytes_read
 from deepfast.config import ENV_ISA, EngineConfig, ModelConfig, kv_bytes_per_token
+from deepfast.model.shapes import weight_bytes
 
 HERE = Path(__file__).resolve().parent
 QUICK_S = 240.0  # no round begins later than this after the start of --quick,
@@ -263,11 +264,11 @@ def take_samples(run: Run, measures: dict[str, Measure], starts: int) -> None:
 
 def cost_of(config: ModelConfig, order: dict[str, Any], kv: str) -> tuple[float, float]:
     """Bytes that one token reads and products that it takes; a prompt reads next to nothing per token."""
-    products = float(products_per_token(config))
+    products, stored = float(products_per_token(config)), weight_bytes(config, "q4")
     if order["do"] == "prompt":
-        return weight_bytes_read(config, "q4", order["tokens"]) / order["tokens"], products
+        return weight_bytes_read(config, stored, order["tokens"]) / order["tokens"], products
     sequences, positions = order["sequences"], order["depth"] + order["tokens"] / 2
-    weights = weight_bytes_read(config, "q4", sequences) / sequences
+    weights = weight_bytes_read(config, stored, sequences) / sequences
     if kv == "q8_0":  # llama.cpp's: groups of 32 bytes with a scale of two
         position = kv_bytes_per_token(config, "f16") / 2 * 34 / 32
     else:

@@ -260,8 +260,12 @@ class Quantisation:
         if self.method == "fp8":
             return f"FP8 in blocks of {self.block[0]} x {self.block[1]}" if self.block else "FP8"
         groups = f"in groups of {self.group_size}" if self.group_size else "with one scale per row"
-        method = self.method if "-" in self.method else self.method.upper()
-        return f"{method} with {self.bits} bits {groups}"
+        return f"{self.label} with {self.bits} bits {groups}"
+
+    @property
+    def label(self) -> str:
+        """The method as people write it."""
+        return self.method if "-" in self.method else self.method.upper()
 
 
 def read_quantisation(raw: Raw) -> Quantisation | None:

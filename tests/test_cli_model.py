@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import hf_config, make_checkpoint
 from click.testing import CliRunner, Result
+from quantised_checkpoints import Form, make_pair
 
+from deepfast.cli.bench import weight_bytes_read
 from deepfast.cli.main import cli
+from deepfast.config import ModelConfig
 from deepfast.model.hub import BUNDLED
+from deepfast.model.shapes import parameter_count
 
 QUESTION = "What is 47 * 86?"
 
@@ -153,11 +157,23 @@ def test_show_says_what_is_odd_about_a_checkpoint(tmp_path: Path) -> None:
     assert packed["kept"]["q4"]["count"] + packed["kept"]["bf16"]["count"] == facts["kept"]["bf16"]["count"]
 
 
+<<<<<<< HEAD
 def test_a_directory_of_gguf_files_names_one_of_them(tmp_path: Path) -> None:
     for name in ("b.gguf", "a.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     done = call("show", "-m", str(tmp_path))
     assert done.exit_code == 1 and f"opened by name: {tmp_path}/a.gguf." in done.stderr
+=======
+def test_show_names_how_others_quantised_and_what_loading_keeps(tmp_path: Path) -> None:
+    """Groups in any order are no FP8; what lies beside plain keys stays floats, without loss."""
+    path, _ = make_pair(tmp_path, Form("gptq", act_order=True))
+    facts = json.loads(call("show", "-m", str(path), "--json").stdout)
+    assert {kind: row["count"] for kind, row in facts["tensors"].items()} == {"GPTQ 4 bits": 13, "F32": 12}
+    assert {kind: (row["count"], row["lossless"]) for kind, row in facts["kept"].items()} == {
+        "f32": (5, True),
+        "q8": (11, False),
+    }
+>>>>>>> h_review
 
 
 def test_show_and_quantize_take_a_gguf_file(tmp_path: Path) -> None:
@@ -191,6 +207,13 @@ def test_a_context_that_memory_cut_is_told_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 9 * 10**6)
     done = call("run", QUESTION)
     assert done.exit_code == 2 and "9.0 MB of memory are free. Try --quantize q4" in done.stderr
+
+
+def test_the_limit_of_a_speed_is_that_of_the_weights_in_memory() -> None:
+    """Their bytes, less the embedding table that an untied model does not read."""
+    config = ModelConfig.from_hf(hf_config("Qwen3ForCausalLM", {}))
+    table = config.vocab_size * config.hidden_size / parameter_count(config)
+    assert weight_bytes_read(config, 10**6, 1) == pytest.approx(10**6 * (1 - table))
 
 
 def test_bench_measures_the_bundled_model() -> None:

@@ -13,6 +13,7 @@ from gguf_files import ARCHITECTURES, Kind, wide, write_model
 from deepfast.backend.reference import ReferenceBackend
 from deepfast.config import ModelConfig, with_yarn
 from deepfast.model.decoder import Decoder
+from deepfast.model.fit import loaded_bytes
 from deepfast.model.gguf_model import open_gguf, stored_rows
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError, UsageError
@@ -220,8 +221,7 @@ def test_numbers_that_are_none_are_found(tmp_path):
             read(0, 4)
     raw[begin : begin + 3] = np.float16(1).tobytes() + b"\x80"
     path.write_bytes(raw)
-    with pytest.raises(ModelError, match="below -127"):
-        opened(path).source.matrix("lm_head.weight").grouped(0, 4)
+    assert opened(path).source.matrix("lm_head.weight").grouped(0, 4).codes[0, 0] == -128  # as llama.cpp
 
 
 def test_types_that_are_not_read_are_named_at_once(tmp_path):
@@ -243,6 +243,36 @@ def test_unknown_architectures_are_named(tmp_path):
         open_gguf(path)
 
 
+def test_experts_that_no_model_has_are_refused(tmp_path, monkeypatch):
+    """Before a name is made for each of them."""
+    path = tmp_path / "m.gguf"
+
+    def more(writer):
+        writer.add_tensor("blk.2.ffn_up_exps.weight", np.zeros((1000, 1, 1), np.float32))
+
+    write_model(path, "Qwen3MoeForCausalLM", more=more, **SMALL)
+    with pytest.raises(ModelError, match=r"blk.2.ffn_up_exps.weight holds 1000 experts; its metadata says 8"):
+        open_gguf(path)
+    write_model(path, "Qwen3MoeForCausalLM", **SMALL)
+    monkeypatch.setattr("deepfast.model.tensors.MAX_TENSORS", 40)
+    with pytest.raises(ModelError, match="more than 40 tensors, experts one by one"):
+        open_gguf(path)
+
+
+def test_the_format_that_is_named_is_the_one_in_memory(tmp_path):
+    """q8 promises precision: 4 bits stay 4 bits."""
+    write_model(tmp_path / "m.gguf", kind=Kind.Q4_0, **SMALL)
+    checkpoint = opened(tmp_path / "m.gguf")
+    assert [checkpoint.kept_as(wanted) for wanted in (None, "q4", "q8")] == ["q4", "q4", "q4"]
+    assert loaded_bytes(checkpoint, "q8") == loaded_bytes(checkpoint, None)
+    write_model(tmp_path / "m.gguf", kind=Kind.Q8_0, **SMALL)
+    assert [opened(tmp_path / "m.gguf").kept_as(wanted) for wanted in (None, "q4", "q8")] == [
+        "q8",
+        "q4",
+        "q8",
+    ]
+
+
 def test_layers_that_are_alike_may_be_listed(tmp_path):
     path = tmp_path / "m.gguf"
     writer_keys = ("qwen3.feed_forward_length", "qwen3.attention.head_count_kv")
@@ -260,7 +290,7 @@ def test_a_file_tells_about_itself(tmp_path):
     path = tmp_path / "m.gguf"
     write_model(path, kind=Kind.Q8_0, more=lambda w: w.add_name("Tiny"), **SMALL)
     source = opened(path).source
-    assert source.about["general.name"] == "Tiny" and source.about["general.architecture"] == "qwen3"
+    assert source.metadata["general.name"] == "Tiny"
     assert source.kind("lm_head.weight") == "Q8_0" and source.kind("model.norm.weight") == "F32"
 
 

@@ -327,6 +327,12 @@ def test_a_damaged_packed_checkpoint_is_one_clear_line(
     assert says in fails(path)
 
 
+def test_packed_experts_that_cannot_be_there_are_refused_before_they_are_named(tmp_path: Path):
+    path = packed(make_checkpoint(tmp_path / "m", "Qwen3MoeForCausalLM"))
+    _config(num_experts=4096)(path)
+    assert "its configuration says 2 layers with 4096 experts" in fails(path)
+
+
 def test_memory_that_is_mapped_is_not_given_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model").mkdir()
     source = chat_checkpoint(tmp_path / "model", max_position_embeddings=32768)

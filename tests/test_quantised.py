@@ -125,11 +125,11 @@ def test_what_keeps_a_matrix(tmp_path: Path, name: str, kept: str, layout: tuple
 
 
 def test_what_a_conversion_costs_is_told(tmp_path: Path):
-    """Where there is one: with the format, and the error."""
+    """Where there is one: with the format, and the error. q and v of layer 0 lie beside plain keys."""
     path, plain = make_pair(tmp_path, LOSSY["fp8"])
     (note,) = conversion_notes(Checkpoint.open(path))
     assert note.startswith(
-        "13 of 16 matrices (FP8 in blocks of 128 x 128) are converted to q8, relative error 0."
+        "11 of 16 matrices (FP8 in blocks of 128 x 128) are converted to q8, relative error 0."
     )
     told, matrix = float(note.split()[-2]), matrices(path)[UP]
     assert told / 100 == pytest.approx(conversion_error([matrix]), rel=0.2)
@@ -190,7 +190,7 @@ def test_awq_order():
     np.testing.assert_array_equal(unpack.awq_codes(word, 0, 8)[list(AWQ), 0], np.arange(8))
 
 
-def test_experts_in_one_tensor(tmp_path: Path):
+def test_experts_in_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As transformers 5 holds them: gates, then ups, of all experts."""
     alone = make_checkpoint(tmp_path / "alone", "Qwen3MoeForCausalLM", dtype="BF16")
     file = SafetensorsFile(alone / "model.safetensors")
@@ -215,6 +215,9 @@ def test_experts_in_one_tensor(tmp_path: Path):
         np.testing.assert_array_equal(matrix.rows(2, 9), theirs[name].rows(2, 9))
         assert (matrix.nbytes, matrix.stored) == (theirs[name].nbytes, theirs[name].stored)
     assert not unused(together)
+    monkeypatch.setattr("deepfast.model.tensors.MAX_TENSORS", 30)
+    assert "more than 30 tensors" in fails(together)
+    monkeypatch.undo()
     fused[f"{prefix}.down_proj"] = ("BF16", np.stack(parts[2]).transpose(0, 2, 1))
     write_safetensors(together / "model.safetensors", fused)
     assert "down_proj has shape [8, 40, 64]; config.json asks for [8, 64, 40]" in fails(together)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text_fixtures import BUNDLED_TEMPLATE, message_of, qwen, tiny
 
+from deepfast.text.files import TextFiles
 from deepfast.text.template import ChatTemplate, Modes, split_thought
 from deepfast.types import Message, ModelError, ToolCall, UsageError
 
@@ -176,6 +177,8 @@ def test_no_template(tmp_path, config):
     """One line that says what to do."""
     if config is not None:
         (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ModelError, match="m.gguf has no chat template. Use generate"):
+        ChatTemplate.of(TextFiles(tmp_path / "m.gguf"), tiny())
     with pytest.raises(ModelError, match="has no chat template. Put one in chat_template.jinja"):
         ChatTemplate.from_dir(tmp_path, tiny())
 
@@ -195,6 +198,44 @@ def test_a_template_that_fails(source, error, text):
     with pytest.raises(error, match=text) as caught:
         made(source).render([Message("user", "q")])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% set r = range(99999)|list %}{% for i in range(99999) %}{% set x = r|sum %}{% endfor %}",
+        "{% for i in [1] recursive %}{{ loop(range(99999)) }}{% endfor %}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ 10 ** 10 * [1] }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "{% set n = namespace(s=9) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}{% endfor %}",
+    ],
+)
+def test_a_template_that_never_ends_is_stopped(source, monkeypatch):
+    """So is one whose text would fill the memory. Both may come with a model file."""
+    monkeypatch.setattr("deepfast.text.template.SECONDS", 0.05)
+    monkeypatch.setattr("deepfast.text.template.LONGEST", 2**20)
+    with pytest.raises(ModelError, match="the chat template failed: (it works|it makes|maximum recursion)"):
+        made("{{ messages[0].content }}" + source).render([Message("user", "hi")])
+
+
+def test_loops_know_where_they_are():
+    """Though their turns are counted."""
+    source = (
+        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }} {% else %}none{% endfor %}"
+    )
+    two = [Message("user", "a"), Message("user", "b")]
+    assert made(source).render(two) == "1/2False 2/2True "
+    assert made("{% for m in nothing %}x{% else %}none{% endfor %}").render(two) == "none"
+
+
+def test_a_template_nested_too_deeply_is_no_crash():
+    with pytest.raises(ModelError, match="no valid Jinja"):
+        made("{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}")
 
 
 def test_a_damaged_config(tmp_path):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..config import BLOCK_SIZE, EngineConfig, ModelConfig, WeightFormat, kv_bytes_per_token, with_yarn
+from ..config import BLOCK_SIZE, EngineConfig, ModelConfig, kv_bytes_per_token, with_yarn
 from ..types import SamplingParams, UsageError
 from .fetching import locate
 from .options import engine_config, engine_options, open_llm
@@ -57,9 +57,15 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     from ..backend.probe import int8_peak, read_bandwidth
     from ..model.weights import Checkpoint
 
+<<<<<<< HEAD
     found = locate(options["model"], quantize=options["quantize"])
     checkpoint = Checkpoint.open(found.path)
     asked, format = engine_config(options), found.quantize or checkpoint.stored
+=======
+    found = locate(options["model"])
+    checkpoint, asked = Checkpoint.open(found.path), engine_config(options)
+    weights = checkpoint.kept_as(found.packing(options["quantize"]))
+>>>>>>> h_review
     config = with_yarn(checkpoint.config, asked.yarn)
     context = min(asked.max_context or config.max_positions, config.max_positions)
     plan = make_plan(context, quick)
@@ -78,14 +84,22 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     with open_llm(options, settings) as llm:
         report = {
             "model": llm.name,
+<<<<<<< HEAD
             "weights": format,
+=======
+            "weights": weights,
+>>>>>>> h_review
             "kv": asked.kv,
             "threads": threads,
             "load_s": round(llm.load_seconds, 3),
             "bandwidth_gb_s": round(bandwidth / 1e9, 1),
             "int8_gmac_s": round(peak / 1e9, 1),
             "prompt": _measure_prompt(llm, plan, peak),
+<<<<<<< HEAD
             "generation": _measure_generation(llm, plan, settings, format, bandwidth),
+=======
+            "generation": _measure_generation(llm, plan, settings, bandwidth),
+>>>>>>> h_review
         }
     click.echo(json.dumps(report, indent=2)) if as_json else _print_table(report)
 
@@ -143,11 +157,7 @@ def _measure_prompt(llm: LLM, plan: Plan, peak: float) -> dict[str, Any]:
 
 
 def _measure_generation(
-    llm: LLM,
-    plan: Plan,
-    settings: EngineConfig,
-    format: WeightFormat,
-    bandwidth: float,
+    llm: LLM, plan: Plan, settings: EngineConfig, bandwidth: float
 ) -> list[dict[str, Any]]:
     rows = []
     for depth, batch in plan.points:
@@ -161,7 +171,7 @@ def _measure_generation(
         note(f"generation at depth {depth}, batch {batch}")
         speed, runs = _median(run, plan)
         kv = (length + plan.new / 2) * kv_bytes_per_token(llm.config, settings.kv)
-        limit = batch * bandwidth / (weight_bytes_read(llm.config, format, batch) + batch * kv)
+        limit = batch * bandwidth / (weight_bytes_read(llm.config, llm.fit.weights, batch) + batch * kv)
         rows.append(
             {
                 "depth": depth,
@@ -175,14 +185,14 @@ def _measure_generation(
     return rows
 
 
-def weight_bytes_read(config: ModelConfig, format: WeightFormat, batch: int) -> float:
-    """Bytes of weights that a step of `batch` tokens reads: no idle experts, no untied embedding table."""
-    from ..model.shapes import parameter_count, weight_bytes
+def weight_bytes_read(config: ModelConfig, weights: int, batch: int) -> float:
+    """Bytes of `weights` that a step of `batch` tokens reads: no idle experts, no untied embedding table."""
+    from ..model.shapes import parameter_count
 
     total = parameter_count(config)
     unread = idle_expert_parameters(config, batch)
     unread += 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return weight_bytes(config, format) * (total - unread) / total
+    return weights * (total - unread) / total
 
 
 def products_per_token(config: ModelConfig) -> int:

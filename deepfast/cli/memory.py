@@ -48,6 +48,5 @@ def plan(
     needs = []
     for name, (settled, fit) in settle(asked, settings, free, available_cpus()).items():
         checkpoint, wanted = asked[name]
-        chosen = checkpoint.stored if checkpoint.config.packed or wanted is None else wanted
-        needs.append(Need(name, chosen, settled, fit))
+        needs.append(Need(name, checkpoint.kept_as(wanted), settled, fit))
     return needs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -159,27 +159,17 @@ def _token(tokenizer: Tokenizer, token_id: int) -> str | None:
 def _stored_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     """Type in the files -> how many tensors, and their bytes."""
     counts, sizes = Counter[str](), Counter[str]()
-    kind_of: Callable[[str], str] = getattr(checkpoint.source, "kind", lambda name: _kind(checkpoint, name))
     for name in checkpoint.names:
-        kind = kind_of(name)
+        kind = checkpoint.source.kind(name)
         counts[kind] += 1
         sizes[kind] += checkpoint.source.nbytes(name)
     return {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind, _ in sizes.most_common()}
 
 
-def _kind(checkpoint: Checkpoint, name: str) -> str:
-    """The type of a tensor whose source does not name it."""
-    if len(checkpoint.source.shape(name)) != 2:
-        return "vector"
-    matrix = checkpoint.source.matrix(name)
-    if matrix.layout is not None:
-        return f"{matrix.layout.bits} bits in groups"
-    return matrix.stored if matrix.lossless else "fp8"
-
-
 def _kept_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """Format in memory -> how many matrices lie in it, their bytes, and whether that is without loss."""
     from ..model.fit import packed_size, stack_layout
+    from ..model.load import keeps, stack_format
     from ..model.shapes import stacks
 
     found: dict[str, dict[str, Any]] = {}
@@ -188,13 +178,17 @@ def _kept_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
             continue
         parts = [part for expert in stack.experts for part, _ in expert]
         if checkpoint.config.packed:
-            kind, lossless = checkpoint.source.kind(name), True  # type: ignore[attr-defined]
+            kind, lossless = checkpoint.source.kind(name), True
             size = checkpoint.source.nbytes(name)
         else:
             layout = stack_layout(checkpoint, name, stack, None)
             kind = f"{layout.format}/{layout.span}" if layout.two_level else layout.format
             size = len(stack.experts) * packed_size(layout, stack.shape[0], stack.shape[1])
-            lossless = all(checkpoint.source.matrix(part).lossless for part in parts if part in checkpoint)
+            matrices = [
+                [checkpoint.source.matrix(part) for part, _ in expert if part in checkpoint]
+                for expert in stack.experts
+            ]
+            lossless = keeps(matrices, stack_format(name, matrices, None))
         row = found.setdefault(kind, {"count": 0, "bytes": 0, "lossless": True})
         row["count"] += len(parts)
         row["bytes"] += size

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..config import ModelConfig
 from ..types import ModelError
 from .directory import STORED_AS, PlainMatrix, SafetensorsSource
-from .tensors import FloatArray, Matrix
+from .tensors import FloatArray, Matrix, check_count
 
 _FUSED = re.compile(r"(model\.layers\.(0|[1-9][0-9]{0,5})\.mlp\.experts)\.(gate_up|down)_proj(\.weight)?")
 
@@ -65,6 +65,7 @@ class FusedSource:
                 f"{self._plain.where(name)}: tensor {name} has dtype {entry.dtype}; "
                 f"expected {' or '.join(STORED_AS)}."
             )
+        check_count(len(self._slices) + 2 * experts, self._plain.where(name))
         parts = {"gate": (0, inner), "up": (inner, 2 * inner)} if kind == "gate_up" else {"down": (0, hidden)}
         for expert in range(experts):
             for part, (first, last) in parts.items():
@@ -92,6 +93,10 @@ class FusedSource:
         fused, _, first, last = self._slices[name]
         experts, rows, _ = self._plain.shape(fused)
         return self._plain.nbytes(fused) // (experts * rows) * (last - first)
+
+    def kind(self, name: str) -> str:
+        """Its dtype."""
+        return self._plain.kind(self._slices[name].fused if name in self._slices else name)
 
     def matrix(self, name: str) -> Matrix:
         """A matrix. Nothing is read yet."""

@@ -26,7 +26,7 @@ from ..types import ModelError
 from . import gguf_blocks
 from .gguf import GgufFile, TensorInfo, open_shards, scalar, shown
 from .gguf_text import end_ids, text_files
-from .tensors import FloatArray, Matrix, finite
+from .tensors import FloatArray, Matrix, check_count, finite
 
 ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -255,8 +255,6 @@ class GgufMatrix(Matrix):
         for scales in (rows.scales, rows.minimums):
             if scales is not None and not np.isfinite(scales).all():
                 finite(scales.astype(np.float32), self.name, self._path)
-        if self._kind == "Q8_0" and rows.codes.size and rows.codes.min() < -127:
-            raise ModelError(f"{self._path}: tensor {self.name} holds a code below -127. Convert it again.")
         return rows
 
     def _take(self, first: int, last: int) -> npt.NDArray[np.uint8]:
@@ -290,6 +288,10 @@ class GgufSource:
         layer, stem, kind = match.groups() if match else ("", "", "")
         shape = file.tensors[name].shape
         if stem in _STACKED and len(shape) == 3:
+            if shape[0] != config.num_experts:
+                says = f"its metadata says {config.num_experts}"
+                raise ModelError(f"{file.path}: tensor {shown(name)} holds {shape[0]} experts; {says}.")
+            check_count(len(self._places) + shape[0], file.path)
             for expert in range(shape[0]):
                 full = f"model.layers.{layer}.mlp.experts.{expert}.{_STACKED[stem]}.{kind}"
                 self._places[full] = _Place(file, name, expert)
@@ -325,13 +327,6 @@ class GgufSource:
         place = self._places[name]
         info = place.file.tensors[place.name]
         return info.nbytes if place.expert is None else info.nbytes // info.shape[0]
-
-    @property
-    def about(self) -> dict[str, str | int | float]:
-        """What the file says of itself: who made it, from what, how it was quantised."""
-        metadata = self._files[0].metadata
-        told = {key: scalar(metadata, key) for key in metadata if key.startswith(("general.", "quantize."))}
-        return {key: value for key, value in told.items() if value is not None}
 
     def kind(self, name: str) -> str:
         """The type of its blocks, "Q4_K"."""

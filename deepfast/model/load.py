@@ -84,6 +84,14 @@ def stack_format(name: str, parts: list[list[Matrix]], wanted: WeightFormat | No
     return wanted or kept
 
 
+def keeps(parts: list[list[Matrix]], format: WeightFormat) -> bool:
+    """Does packing a stack in its format keep every value as the files have it?"""
+    matrices = [part for expert in parts for part in expert]
+    if format == "f32" or kept_layout((part.layout for part in matrices), format) is not None:
+        return True
+    return format == "bf16" and all(part.stored == "bf16" for part in matrices)
+
+
 def stack_matrices(
     checkpoint: Checkpoint, stack: Stack, prepare: Prepare | None = None
 ) -> list[list[Matrix]]:

@@ -208,6 +208,12 @@ class QuantisedSource:
         """In the files, of all parts."""
         return sum(self._plain.nbytes(part) for part in self._parts.get(name, [name]))
 
+    def kind(self, name: str) -> str:
+        """A dtype, "AWQ 4 bits"."""
+        if name not in self._parts or self._quant.method == "fp8":
+            return self._plain.kind(name)
+        return f"{self._quant.label} {self._quant.bits} bits"
+
     def vector(self, name: str) -> FloatArray:
         """float32 [n]"""
         if name in self._parts:

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..backend.quant import rounded
 from ..config import WeightFormat
-from .shapes import tensor_shapes
+from .load import keeps, stack_format, stack_matrices
+from .shapes import stacks
 from .tensors import Matrix
 from .weights import Checkpoint
 
@@ -38,9 +39,13 @@ def conversion_error(matrices: Sequence[Matrix], format: WeightFormat | None = N
 def conversion_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """A line on the matrices that no format holds without loss, if there are any, with the error of keeping
     them in the nearest one."""
-    names = (name for name, shape in tensor_shapes(checkpoint.config) if len(shape) == 2)
-    matrices = [checkpoint.source.matrix(name) for name in names] if not checkpoint.config.packed else []
-    lossy = [matrix for matrix in matrices if not matrix.lossless]
+    whole = {} if checkpoint.config.packed else stacks(checkpoint.config)
+    matrices, lossy = 0, list[Matrix]()
+    for name, stack in whole.items():
+        parts = stack_matrices(checkpoint, stack) if len(stack.shape) == 2 else []
+        matrices += sum(map(len, parts))
+        if parts and not keeps(parts, stack_format(name, parts, None)):
+            lossy += [matrix for expert in parts for matrix in expert if not matrix.lossless]
     if not lossy:
         return ()
     quantised = checkpoint.config.quantised
@@ -49,6 +54,6 @@ def conversion_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     formats = "/".join(sorted({matrix.stored for matrix in lossy}))
     what = f" ({quantised.name})" if quantised else ""
     return (
-        f"{len(lossy)} of {len(matrices)} matrices{what} are converted to {formats}, "
+        f"{len(lossy)} of {matrices} matrices{what} are converted to {formats}, "
         f"relative error {100 * error:.2g} %",
     )

@@ -21,6 +21,8 @@ from ..types import ModelError
 
 FloatArray = npt.NDArray[np.float32]
 
+MAX_TENSORS = 2**17  # of a model, each expert by itself: three times as many as any has
+
 
 class Matrix(ABC):
     """A matrix [M, K] of a checkpoint, read from its file when its rows are asked for.
@@ -69,6 +71,10 @@ class Source(Protocol):
         """Its bytes in the file."""
         ...
 
+    def kind(self, name: str) -> str:
+        """How it is stored, for people."""
+        ...
+
     def matrix(self, name: str) -> Matrix:
         """A matrix. Nothing is read yet."""
         ...
@@ -80,6 +86,14 @@ class Source(Protocol):
     def release(self) -> None:
         """Let the system drop the file pages that were read."""
         ...
+
+
+def check_count(tensors: int, path: Path) -> None:
+    """Raise ModelError where a file stands for so many tensors that their names alone fill the memory."""
+    if tensors > MAX_TENSORS:
+        raise ModelError(
+            f"{path}: more than {MAX_TENSORS:,} tensors, experts one by one: no model has so many."
+        )
 
 
 def as_float(raw: npt.NDArray[Any]) -> FloatArray:

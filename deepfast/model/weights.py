@@ -118,6 +118,12 @@ class Checkpoint:
             return "q4" if c.weight_bits == 4 else "q8"
         return self.matrix(FIRST_OUTPUT, (c.hidden_size, c.num_heads * c.head_dim)).stored
 
+    def kept_as(self, wanted: WeightFormat | None) -> WeightFormat:
+        """The format of most matrices in memory where `wanted` is asked for: q8 leaves 4 bits as they are."""
+        if wanted is None or self.config.packed or wanted == "q8" and self.stored == "q4":
+            return self.stored
+        return wanted
+
     @property
     def fraction_used(self) -> float:
         """The share of all bytes that was asked for."""

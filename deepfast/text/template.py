@@ -9,13 +9,18 @@ Does not know: phases, sampling, how the answer is read.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -25,6 +30,9 @@ from .tokenizer import Tokenizer
 
 Tools = Sequence[Mapping[str, Any]]
 OPEN, CLOSE = "<think>", "</think>"
+SECONDS = 5  # of the processor, that a template may take; a conversation of a megabyte takes a tenth of one
+STEPS = 64  # loops and calls between two looks at the time
+LONGEST = 2**26  # characters that a template may join with others
 
 
 class Modes(NamedTuple):
@@ -42,8 +50,8 @@ class ChatTemplate:
         self._sources = dict(sources)
         environment = _environment()
         try:
-            self._templates = {name: environment.from_string(text) for name, text in sources.items()}
-        except jinja2.TemplateError as error:
+            self._templates = {name: environment.compiled(text) for name, text in sources.items()}
+        except Exception as error:  # also RecursionError and SyntaxError, where it is nested too deeply
             raise ModelError(f"the chat template is no valid Jinja: {_one_line(error)}.") from error
         self._reads_reasoning = any("reasoning_content" in text for text in sources.values())
         self._knows_thoughts = any(CLOSE in text for text in sources.values())
@@ -54,10 +62,8 @@ class ChatTemplate:
     def of(cls, files: TextFiles, tokenizer: Tokenizer) -> ChatTemplate:
         """The templates of a checkpoint. Raises ModelError if it has none, or one that is no Jinja."""
         if "default" not in files.templates:
-            raise ModelError(
-                f"{files.path} has no chat template. "
-                "Put one in chat_template.jinja, or use generate() on ids."
-            )
+            way = "Put one in chat_template.jinja, or use" if files.path.is_dir() else "Use"
+            raise ModelError(f"{files.path} has no chat template. {way} generate() on ids.")
         return cls(files.templates, tokenizer)
 
     @classmethod
@@ -108,7 +114,8 @@ class ChatTemplate:
             variables["enable_thinking"] = enable_thinking
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
         try:
-            return self._templates[name].render(self._tokenizer.specials | variables), marker
+            with _limited():
+                return self._templates[name].render(self._tokenizer.specials | variables), marker
         except _RefusedError as error:
             raise UsageError(f"the chat template refuses this conversation: {_one_line(error)}.") from error
         except Exception as error:
@@ -186,10 +193,96 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+class _Work:
+    """What one rendering has done: loops and calls are steps, and every so often the time is looked at."""
+
+    def __init__(self) -> None:
+        self._steps, self._began = 0, time.thread_time()
+
+    def step(self) -> None:
+        """Raise SecurityError where it has worked too long."""
+        self._steps += 1
+        if self._steps % STEPS == 0 and time.thread_time() - self._began > SECONDS:
+            raise SecurityError(f"it works for more than {SECONDS} s")
+
+
+_work = ContextVar[_Work]("_work")
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    token = _work.set(_Work())
+    try:
+        yield
+    finally:
+        _work.reset(token)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Templates are programs that came with a file: one that never ends, or only grows, is stopped."""
+
+    intercepted_binops = frozenset(["+", "*", "**"])
+
+    def compiled(self, source: str) -> jinja2.Template:
+        """The template, its loops counted and the texts that it joins measured."""
+        tree = self.parse(source)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = _filtered(loop.iter, "counted")
+        for joined in tree.find_all(nodes.Concat):
+            joined.nodes = [_filtered(part, "short") for part in joined.nodes]
+        return self.from_string(tree)
+
+    def call(self, context: jinja2.runtime.Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call is a step."""
+        _work.get().step()
+        return super().call(context, obj, *args, **kwargs)
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """Sums and products of a sane size."""
+        for value in (left, right):
+            _short(context, value)
+        if operator == "**":
+            grows = isinstance(left, int) and isinstance(right, int) and _size(left) * right > LONGEST
+        else:
+            times = [value for value in (left, right) if isinstance(value, int)]
+            others = [_size(value) for value in (left, right) if not isinstance(value, int)]
+            grows = operator == "*" and bool(times and others) and max(others) * max(times) > LONGEST
+        if grows:
+            raise SecurityError("it makes something too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _filtered(node: Any, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _size(value: Any) -> int:
+    """Characters, items, bits."""
+    if isinstance(value, int):
+        return value.bit_length()
+    return len(value) if isinstance(value, str | list | tuple) else 0
+
+
+@jinja2.pass_context  # so that nothing is computed before its time
+def _counted(context: jinja2.runtime.Context, items: Any) -> Iterator[Any]:
+    """Each turn of a loop is a step."""
+    work = _work.get()
+    for item in items:
+        work.step()
+        yield item
+
+
+@jinja2.pass_context
+def _short(context: jinja2.runtime.Context, value: Any) -> Any:
+    """A value that may become a part of a larger one."""
+    if _size(value) > LONGEST:
+        raise SecurityError("it makes something too large")
+    return value
+
+
+def _environment() -> _Environment:
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters |= {"counted": _counted, "short": _short}
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
