@@ -157,13 +157,13 @@ def test_show_says_what_is_odd_about_a_checkpoint(tmp_path: Path) -> None:
     assert packed["kept"]["q4"]["count"] + packed["kept"]["bf16"]["count"] == facts["kept"]["bf16"]["count"]
 
 
-<<<<<<< HEAD
 def test_a_directory_of_gguf_files_names_one_of_them(tmp_path: Path) -> None:
     for name in ("b.gguf", "a.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     done = call("show", "-m", str(tmp_path))
     assert done.exit_code == 1 and f"opened by name: {tmp_path}/a.gguf." in done.stderr
-=======
+
+
 def test_show_names_how_others_quantised_and_what_loading_keeps(tmp_path: Path) -> None:
     """Groups in any order are no FP8; what lies beside plain keys stays floats, without loss."""
     path, _ = make_pair(tmp_path, Form("gptq", act_order=True))
@@ -173,7 +173,6 @@ def test_show_names_how_others_quantised_and_what_loading_keeps(tmp_path: Path) 
         "f32": (5, True),
         "q8": (11, False),
     }
->>>>>>> h_review
 
 
 def test_show_and_quantize_take_a_gguf_file(tmp_path: Path) -> None:

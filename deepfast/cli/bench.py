@@ -57,15 +57,9 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     from ..backend.probe import int8_peak, read_bandwidth
     from ..model.weights import Checkpoint
 
-<<<<<<< HEAD
     found = locate(options["model"], quantize=options["quantize"])
-    checkpoint = Checkpoint.open(found.path)
-    asked, format = engine_config(options), found.quantize or checkpoint.stored
-=======
-    found = locate(options["model"])
     checkpoint, asked = Checkpoint.open(found.path), engine_config(options)
-    weights = checkpoint.kept_as(found.packing(options["quantize"]))
->>>>>>> h_review
+    weights = checkpoint.kept_as(found.quantize)
     config = with_yarn(checkpoint.config, asked.yarn)
     context = min(asked.max_context or config.max_positions, config.max_positions)
     plan = make_plan(context, quick)
@@ -84,22 +78,14 @@ def bench(quick: bool, as_json: bool, **options: Any) -> None:
     with open_llm(options, settings) as llm:
         report = {
             "model": llm.name,
-<<<<<<< HEAD
-            "weights": format,
-=======
             "weights": weights,
->>>>>>> h_review
             "kv": asked.kv,
             "threads": threads,
             "load_s": round(llm.load_seconds, 3),
             "bandwidth_gb_s": round(bandwidth / 1e9, 1),
             "int8_gmac_s": round(peak / 1e9, 1),
             "prompt": _measure_prompt(llm, plan, peak),
-<<<<<<< HEAD
-            "generation": _measure_generation(llm, plan, settings, format, bandwidth),
-=======
             "generation": _measure_generation(llm, plan, settings, bandwidth),
->>>>>>> h_review
         }
     click.echo(json.dumps(report, indent=2)) if as_json else _print_table(report)
 
