@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import abc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -71,6 +72,7 @@ class LLM:
         settings = config or EngineConfig()
         checkpoint = Checkpoint.open(path)
         self.tokenizer = Tokenizer.of(checkpoint.text)
+        checkpoint.text = replace(checkpoint.text, tokenizer=None)  # of Qwen3, 50 MB of objects
         self.config = checkpoint.config = with_yarn(checkpoint.config, settings.yarn)
         asked = {self.name: (checkpoint, quantize)}
         self.fit: Fit
