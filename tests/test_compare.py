@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from checkpoints import make_checkpoint, random_tensors
+from compared import ARCHITECTURES, IDS, packed, source_of
 from decoding import make_backend, prompt_logits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,34 +32,15 @@ from deepfast.model.compare import (
 )
 from deepfast.model.decoder import Decoder
 from deepfast.model.directory import PlainMatrix
-from deepfast.model.least_error import Rounder
-from deepfast.model.packed import write_packed
 from deepfast.model.shapes import EMBEDDING
 from deepfast.model.stream import CHUNK, stream
 from deepfast.model.weights import Checkpoint
 from deepfast.types import ModelError, UsageError
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "Qwen3ForCausalLM": {"tie_word_embeddings": True, "hidden_size": 56},
-    "Qwen3MoeForCausalLM": {"mlp_only_layers": [0]},
-    "Qwen2ForCausalLM": {},
-    "LlamaForCausalLM": {"mlp_bias": True, "attention_bias": True},
-}
-
-
-IDS = [(37 * i * i + 11 * i + 5) % 160 for i in range(700)]
-
 
 @pytest.fixture(params=ARCHITECTURES)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path / "model", request.param, **ARCHITECTURES[request.param])
-
-
-def packed(
-    source: Path, format: Any = "q4", rounder: Rounder | None = None, name: str = "packed"
-) -> Checkpoint:
-    write_packed(Checkpoint.open(source), CpuBackend(2), format, source.with_name(name), None, rounder)
-    return Checkpoint.open(source.with_name(name))
+    return source_of(request.param, tmp_path / "model")
 
 
 def test_a_stream_is_the_decoder_bit_for_bit(source: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from deepfast import LLM, EngineConfig
 from deepfast.backend.cpu import CpuBackend
-from deepfast.backend.grouped import Layout, PackedFormat
 from deepfast.backend.machine import free_memory
 from deepfast.config import BLOCK_SIZE, ModelConfig, kv_bytes_per_token
 from deepfast.model.fit import (
@@ -28,7 +27,6 @@ from deepfast.model.fit import (
     Fit,
     fit,
     loaded_bytes,
-    packed_size,
     settle,
     step_bytes,
 )
@@ -112,19 +110,6 @@ def test_a_step_takes_what_its_widths_say() -> None:
     logits = EngineConfig().max_running * QWEN3_8B.vocab_size * 4
     assert logits < small < large < 8 * small
     assert large - small > 448 * 4 * 3 * QWEN3_8B.intermediate_size
-
-
-FORMATS = [f for f in get_args(PackedFormat) if "_k" not in f]
-LAYOUTS = [
-    *map(Layout, FORMATS),
-    *(Layout(f, n) for f in get_args(PackedFormat) if "_k" in f for n in (1, 4, 8)),
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (16, 32), (17, 33), (160, 56), (1000, 1024)])
-def test_bytes_are_those_of_the_packed_layout(layout: Layout, shape: tuple[int, int]) -> None:
-    assert abs(packed_size(layout, *shape) - CpuBackend(1).packed_bytes(layout, 1, *shape)) <= 128
 
 
 @pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen2ForCausalLM"])

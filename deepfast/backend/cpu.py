@@ -163,7 +163,8 @@ class CpuBackend:
         """How `pack_experts` packs these."""
         return kept_layout(_layouts(experts), format) or Layout(format)
 
-    def packed_bytes(self, layout: Layout, experts: int, rows: int, columns: int) -> int:
+    @staticmethod
+    def packed_bytes(layout: Layout, experts: int, rows: int, columns: int) -> int:
         """Bytes of matrices [E, M, K] in the packed layout."""
         return _C.packed_bytes(layout.format, experts, rows, columns, layout.span)
 

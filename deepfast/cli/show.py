@@ -168,7 +168,8 @@ def _stored_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
 
 def _kept_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """Format in memory -> how many matrices lie in it, their bytes, and whether that is without loss."""
-    from ..model.fit import packed_size, stack_layout
+    from ..backend.cpu import CpuBackend
+    from ..model.fit import stack_layout
     from ..model.load import keeps, stack_format
     from ..model.shapes import stacks
 
@@ -183,7 +184,7 @@ def _kept_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
         else:
             layout = stack_layout(checkpoint, name, stack, None)
             kind = f"{layout.format}/{layout.span}" if layout.two_level else layout.format
-            size = len(stack.experts) * packed_size(layout, stack.shape[0], stack.shape[1])
+            size = CpuBackend.packed_bytes(layout, len(stack.experts), stack.shape[0], stack.shape[1])
             matrices = [
                 [checkpoint.source.matrix(part) for part, _ in expert if part in checkpoint]
                 for expert in stack.experts

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..backend.cpu import CpuBackend
 from ..backend.grouped import Layout, kept_layout
 from ..config import (
     BLOCK_SIZE,
-    GROUP_SIZE,
     MAX_DRAFT,
     EngineConfig,
     KVFormat,
@@ -33,7 +33,6 @@ MARGIN = 16  # one part in so many of the free memory stays free
 SHARED = 4  # full contexts that the cache holds at most, for several conversations
 SMALLEST = 1024  # positions; with fewer a context that nobody asked for is of no use
 ENOUGH = 4096  # positions that a model should have that is named instead
-LANES = 16  # rows of a packed panel
 FORMATS: tuple[WeightFormat, ...] = ("q8", "q4")  # that a plain checkpoint may be packed in while loading
 
 
@@ -139,18 +138,6 @@ def step_bytes(config: ModelConfig, engine: EngineConfig, context: int) -> int:
     return rows * (4 * (4 * hidden + qkv + 2 * heads) + widest) + logits + sampling + table
 
 
-def packed_size(layout: Layout, rows: int, columns: int) -> int:
-    """A matrix as it is packed: rows fill panels of 16, columns groups of 32."""
-    rows = -(-rows // LANES) * LANES
-    if layout.format in ("f32", "bf16"):
-        return rows * columns * (4 if layout.format == "f32" else 2)
-    groups = -(-columns // GROUP_SIZE)
-    per_row = groups * GROUP_SIZE * layout.bits // 8
-    scales = 2 * (2 if layout.has_minimums else 1) * -(-groups // layout.span)
-    parts = groups * (GROUP_SIZE // layout.part) if layout.two_level else 0
-    return rows * (per_row + scales + parts * (2 if layout.has_minimums else 1))
-
-
 def loaded_bytes(checkpoint: Checkpoint, format: WeightFormat | None) -> int:
     """Bytes of the weights of a checkpoint when it is loaded in `format` (None: as stored)."""
     if checkpoint.config.packed:
@@ -161,7 +148,7 @@ def loaded_bytes(checkpoint: Checkpoint, format: WeightFormat | None) -> int:
             total += 4 * stack.shape[0]
             continue
         layout = stack_layout(checkpoint, name, stack, format)
-        total += len(stack.experts) * packed_size(layout, stack.shape[0], stack.shape[1])
+        total += CpuBackend.packed_bytes(layout, len(stack.experts), stack.shape[0], stack.shape[1])
     return total
 
 

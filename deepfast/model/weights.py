@@ -129,11 +129,6 @@ class Checkpoint:
         """The share of all bytes that was asked for."""
         return self._bytes_used / max(self.source.size, 1)
 
-    @property
-    def mapped_bytes(self) -> int:
-        """Bytes of files that the loaded model goes on reading: they live in the system's page cache."""
-        return self.source.size if self.config.packed else 0
-
     def release(self) -> None:
         """Let the system drop the file pages that were read, unless the model goes on reading them."""
         if not self.config.packed:

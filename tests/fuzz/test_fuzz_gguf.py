@@ -5,7 +5,6 @@ but ModelError from opening, from reading every tensor and from making the token
 `make fuzz` sets FUZZ_EXAMPLES for the long run. Does not know: what is right about a file that opens.
 """
 
-import os
 import struct
 import tempfile
 import tracemalloc
@@ -15,6 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from fuzzing import EXAMPLES
 from gguf_files import Kind, write_model, write_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,7 +28,6 @@ from deepfast.types import ModelError
 
 PEAK = 32 * 2**20  # bytes that one file of this size may need
 NUMBERS = (0, 1, 2, 8, 9, 31, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 10**9, 2**40, 2**63, 2**64 - 1)
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 0)  # of `make fuzz`; a plain run takes few
 
 
 @cache
