@@ -3,11 +3,12 @@
 In: a directory in Hugging Face format (bfloat16, dense Qwen3), as full_size.py writes it. Out: GGUF files
 beside the checkpoint, written once. Needs the packages gguf and llama-cpp-python (extra `bench`). "q4_0"
 means every matrix, the embedding too, so that both engines read the same number of bytes for a token.
-Does not know: mixtures of experts, rotary scaling, timing.
+Does not know: mixtures of experts, timing.
 """
 
 import ctypes
 import json
+import sys
 from pathlib import Path
 
 import gguf
@@ -16,6 +17,9 @@ import numpy as np
 
 from deepfast.config import ModelConfig
 from deepfast.model.safetensors import SafetensorsFile
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from gguf_files import finish, write_keys, write_tokenizer
 
 FILE_TYPES = {
     "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
@@ -26,53 +30,14 @@ FILE_TYPES = {
 }
 
 
-def _write_shapes(writer: gguf.GGUFWriter, raw: dict) -> ModelConfig:
-    """The keys that llama.cpp builds the model from."""
-    config = ModelConfig.from_hf(raw)
-    assert config.architecture == "Qwen3ForCausalLM" and config.yarn is None
-    writer.add_context_length(config.max_positions)
-    writer.add_block_count(config.num_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_file_type(llama_cpp.LLAMA_FTYPE_MOSTLY_BF16)
-    return config
-
-
-def _write_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> None:
-    """The byte-level BPE of tokenizer.json; ids without a token become unused ones."""
-    raw = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
-    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
-    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
-    kinds = [int(gguf.TokenType.UNUSED)] * vocab_size
-    for token, i in raw["model"]["vocab"].items():
-        tokens[i], kinds[i] = token, int(gguf.TokenType.NORMAL)
-    for added in raw["added_tokens"]:
-        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-        tokens[added["id"]], kinds[added["id"]] = added["content"], int(kind)
-    merges = [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    writer.add_eos_token_id(tokens.index(settings["eos_token"]))
-    writer.add_add_bos_token(False)
-    if isinstance(settings.get("chat_template"), str):
-        writer.add_chat_template(settings["chat_template"])
-
-
 def write_gguf(model: Path, out: Path) -> None:
     """The checkpoint as it is: bfloat16 matrices, float32 norms."""
     raw = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    writer = gguf.GGUFWriter(out, "qwen3")
-    config = _write_shapes(writer, raw)
-    _write_tokenizer(writer, model, config.vocab_size)
+    writer, config = gguf.GGUFWriter(out, "qwen3"), ModelConfig.from_hf(raw)
+    assert config.architecture == "Qwen3ForCausalLM"
+    write_keys(writer, config)
+    writer.add_file_type(llama_cpp.LLAMA_FTYPE_MOSTLY_BF16)
+    write_tokenizer(writer, model, config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_layers)
     for path in sorted(model.glob("*.safetensors")):
         file = SafetensorsFile(path)
@@ -85,10 +50,7 @@ def write_gguf(model: Path, out: Path) -> None:
             else:
                 data = np.ascontiguousarray(bits).view(np.uint8)  # [M, 2 K] bytes
                 writer.add_tensor(target, data, raw_dtype=gguf.GGMLQuantizationType.BF16)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def quantise(source: Path, out: Path, kind: str) -> None:

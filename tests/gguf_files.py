@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from deepfast.config import ModelConfig
 from deepfast.model.hub import BUNDLED
+from deepfast.text.files import TextFiles
 
 Kind = gguf.GGMLQuantizationType
 ARCHITECTURES = {name: kind.replace("_", "") for name, kind in MODEL_TYPES.items()}
@@ -69,7 +70,7 @@ def random_blocks(kind: Kind, rows: int, columns: int, seed: int = 0) -> np.ndar
     return blocks.reshape(rows, -1)
 
 
-def write_keys(writer: gguf.GGUFWriter, raw: Mapping[str, Any], config: ModelConfig) -> None:
+def write_keys(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     """What llama.cpp builds a model from."""
     writer.add_context_length(config.max_positions)
     writer.add_block_count(config.num_layers)
@@ -109,9 +110,8 @@ def write_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int, *, pre: st
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]])
     writer.add_eos_token_id(tokens.index(settings["eos_token"]))
     writer.add_add_bos_token(False)
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+    if template := TextFiles.from_dir(folder).templates.get("default"):
+        writer.add_chat_template(template)
 
 
 def write_model(
@@ -132,7 +132,7 @@ def write_model(
     shapes = ModelConfig.from_hf(raw)
     tensors = dict(random_tensors(shapes, seed))
     writer = gguf.GGUFWriter(path, ARCHITECTURES[architecture], split_max_tensors=shard_tensors)
-    write_keys(writer, raw, shapes)
+    write_keys(writer, shapes)
     if tokenizer is not None:
         write_tokenizer(writer, tokenizer, shapes.vocab_size)
     if more is not None:
