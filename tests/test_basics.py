@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from deepfast.train.problems import TASKS, Language, Problem, check, is_held_out, sample
+from deepfast.train.basics import TASKS, Language, Problem, check, is_held_out, sample
 from deepfast.train.words import COMMON
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
