@@ -107,6 +107,15 @@ class Claim(NamedTuple):
             return not first or second
         return (roles[self.b] == roles[self.c]) == (self.kind == "same")
 
+    def code(self, order: Sequence[int]) -> str:
+        """The claim with people renumbered; equal for "x and y" and "y and x"."""
+        first, second = (order[self.b], self.r), (order[self.c], self.s)
+        if self.kind == "is":
+            return f"is.{first[0]}{first[1]}00"
+        if self.kind != "if":
+            first, second = min(first, second), max(first, second)
+        return f"{self.kind}.{first[0]}{first[1]}{second[0]}{second[1]}"
+
     def formula(self) -> str:
         b, c = "ABCD"[self.b], "ABCD"[self.c]
         if self.kind == "is":
@@ -179,19 +188,24 @@ def make(rng: random.Random, level: int, language: Language) -> Draft:
         if len(found := worlds(claims)) == 1:
             break
     (roles,) = found
-    names = draw_names(rng, language, count)
+    names = rng.sample(NAMES[language], count)
     words = rng.choice(ROLES[language])
     lines = [" ".join(f"{letter}={name}" for letter, name in zip("ABCD", names, strict=False)), *solve(claims)]
     truths = " ".join(f"{'ABCD'[n]}{role} {int(claims[n].holds(roles))}" for n, role in enumerate(roles))
     lines.append(f"Check: {truths} ok")
     answer = ", ".join(f"{name}: {words[role]}" for name, role in zip(names, roles, strict=True))
-    key = ",".join(f"{c.kind}.{c.b}{c.r}{c.c}{c.s}" for c in claims)
     question = _question(rng, language, claims, names, words)
-    return Draft(question, lines, answer, f"{key}|{','.join(names)}")
+    told = ",".join(claim.code(range(count)) for claim in claims)
+    return Draft(question, lines, answer, f"{_canonical(claims)}|{told}|{','.join(names)}")
 
 
-def draw_names(rng: random.Random, language: Language, count: int) -> list[str]:
-    return rng.sample(NAMES[language], count)
+def _canonical(claims: Sequence[Claim]) -> str:
+    """One spelling for the puzzles that differ only in who stands where."""
+    codes = []
+    for order in itertools.permutations(range(len(claims))):
+        moved = sorted((order[speaker], claim.code(order)) for speaker, claim in enumerate(claims))
+        codes.append(",".join(code for _, code in moved))
+    return min(codes)
 
 
 def _question(
@@ -225,7 +239,7 @@ _KNAVES = ("knave", "liar", "无赖", "骗子")
 
 def judge(key: str, answer: str) -> bool:
     """ "Alice: knight, Bob: knave": everybody exactly once, in any order; "is a" and 是 do for the colon."""
-    formulas, _, names = key.partition("|")
+    _, formulas, names = key.split("|")
     claims = []
     for formula in formulas.split(","):
         kind, _, digits = formula.partition(".")
