@@ -236,7 +236,7 @@ def judge_division(key: str, answer: str) -> bool:
     parts = re.fullmatch(
         r"([0-9]+)(?:,? *(?:r|R|rem|remainder|with remainder|余|余数|商余)[:=]? *([0-9]+))?", answer
     )
-    return bool(parts) and (parts[1], parts[2] or "0") == (str(a // b), str(a % b))
+    return parts is not None and (parts[1], parts[2] or "0") == (str(a // b), str(a % b))
 
 
 TASKS = (

@@ -1,8 +1,8 @@
 """What every family of problems shares: a problem, a task, the split, and what a text answers.
 
-In: keys and texts. Out: `Problem`, `Task`, `is_held_out`, `said`. A key names a problem whatever its phrasing:
-"task:atoms|rest". Atoms (parted by spaces) are what must not be known from training: a pair of operands, a
-word, the name of an item. A problem is held out when one of its atoms is. It knows no task.
+In: keys and texts. Out: `Problem`, `Task`, `is_held_out`, `said`. A key names a problem whatever its
+phrasing: "task:atoms|rest". Atoms (parted by spaces) are what must not be known from training: a pair of
+operands, a word, the name of an item. A problem is held out when one of its atoms is. It knows no task.
 """
 
 import hashlib
@@ -128,7 +128,7 @@ def _plain(answer: str) -> str:
 
 
 def _boxes(text: str) -> list[str]:
-    """What stands between the braces of every \\boxed{}; braces inside are matched, an open one ends nowhere."""
+    """What stands between the braces of every \\boxed{}, inner braces matched; an open one holds nothing."""
     found = []
     start = text.find("\\boxed{")
     while start >= 0:

@@ -2,8 +2,8 @@
 
 In: a random generator, a level. Out: drafts and a judge that evaluates the expression. The trace searches
 backwards from the target, depth first: "25+_ 7 5 3=6" says that 25 plus something made of 7, 5 and 3 would do
-if that were 6. Two numbers left are tried at once: sum, difference, product, quotient. A state whose moves are
-all bad is left with "back" and the state to go on from. It knows nothing of other tasks.
+if that were 6. Two numbers left are tried at once: sum, difference, product, quotient. A state whose moves
+are all bad is left with "back" and the state to go on from. It knows nothing of other tasks.
 """
 
 import random
@@ -95,7 +95,7 @@ def pair(a: int, b: int, target: int) -> tuple[str, str]:
 
 
 class Search:
-    """Depth first; `lines` is the trace, `found` the forms from the outermost to the pair, when there are any."""
+    """Depth first; `lines` is the trace, `found` the forms from the outermost to the pair, when solved."""
 
     def __init__(self, numbers: Numbers, target: int, most_lines: int) -> None:
         self.lines, self.most_lines, self.found = [f"{_list(numbers)}={target}"], most_lines, list[str]()

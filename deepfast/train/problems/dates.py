@@ -1,8 +1,8 @@
 """Dates: the weekday of a date, a weekday some days on, a date some days on, the days between two dates.
 
-In: a random generator, a level. Out: drafts and judges. A weekday is a sum modulo seven whose terms are shown;
-days are added month by month. Right answers come from the standard library's calendar. It knows nothing of
-other tasks.
+In: a random generator, a level. Out: drafts and judges. A weekday is a sum modulo seven whose terms are
+shown; days are added month by month. Right answers come from the standard library's calendar. It knows
+nothing of other tasks.
 """
 
 import random
@@ -17,9 +17,7 @@ WEEKDAYS: Mapping[Language, Sequence[str]] = {  # from Sunday, as in the traces:
     "en": ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
     "zh": ("星期日", "星期一", "星期二", "星期三", "星期四", "星期五", "星期六"),
 }
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
+MONTHS = ("January February March April May June July August September October November December").split()
 WEEKDAY_OF: Phrases = {
     "en": (
         "What day of the week is {d}?",
@@ -113,7 +111,9 @@ def written(rng: random.Random, day: date, language: Language) -> str:
     """A date as people write it."""
     iso = day.isoformat()
     if language == "zh":
-        return rng.choice((iso, f"{day.year}年{day.month}月{day.day}日", f"{day.year}年{day.month}月{day.day}日"))
+        return rng.choice(
+            (iso, f"{day.year}年{day.month}月{day.day}日", f"{day.year}年{day.month}月{day.day}日")
+        )
     month = MONTHS[day.month - 1]
     return rng.choice((iso, f"{month} {day.day}, {day.year}", f"{day.day} {month} {day.year}"))
 
@@ -123,9 +123,10 @@ def _is_leap(year: int) -> bool:
 
 
 def _leap_line(year: int) -> str:
+    kind = "leap" if _is_leap(year) else "common"
     if year % 100 == 0:
-        return f"{year} /100 {year // 100}/4={year // 400}r{year // 100 % 4} {'leap' if _is_leap(year) else 'common'}"
-    return f"{year} {year % 100}/4={year % 100 // 4}r{year % 4} {'leap' if _is_leap(year) else 'common'}"
+        return f"{year} /100 {year // 100}/4={year // 400}r{year // 100 % 4} {kind}"
+    return f"{year} {year % 100}/4={year % 100 // 4}r{year % 4} {kind}"
 
 
 def _sevens(total: int) -> str:

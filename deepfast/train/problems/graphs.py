@@ -15,7 +15,8 @@ PHRASES: Phrases = {
         "A graph has the edges {edges}. What is the shortest path from {a} to {b}?",
         "Edges: {edges}. Find a shortest path from {a} to {b}.",
         "Roads run between {edges}. What is the shortest way from {a} to {b}?",
-        "Given the undirected edges {edges}, give the shortest path from {a} to {b}, or say that there is none.",
+        "Given the undirected edges {edges}, give the shortest path from {a} to {b}, or say that there "
+        "is none.",
         "Find the shortest route from {a} to {b} in this graph: {edges}",
         "In a network with the links {edges}, how does one get from {a} to {b} in the fewest steps?",
         "Graph: {edges}. Shortest path {a} to {b}?",
@@ -41,7 +42,7 @@ Graph = dict[str, list[str]]
 
 
 def draw_graph(rng: random.Random, nodes: list[str], extra: int) -> Graph:
-    """A random tree, sometimes with an edge missing, and some edges more; neighbours in alphabetical order."""
+    """A random tree, sometimes without one edge, and some edges more; neighbours in alphabetical order."""
     edges = set()
     for at in range(1, len(nodes)):
         edges.add((nodes[at], nodes[rng.randrange(max(0, at - 3), at)]))
@@ -107,20 +108,27 @@ def make(rng: random.Random, level: int, language: Language) -> Draft:
     question = ask(rng, PHRASES, language, edges=", ".join(shuffled), a=start, b=goal)
     names = "".join(f"{a}{b}" for a, b in edges)
     ends = f"{start}{goal}"
-    return Draft(question, lines, answer, f"{names},{''.join(sorted(ends))}|{ends}")
+    return Draft(question, lines, answer, f"{count}.{names}.{''.join(sorted(ends))}|{ends}")
 
 
 def judge(key: str, answer: str) -> bool:
     """The nodes of a path along edges, as short as any, parted by dashes, arrows, commas or spaces."""
     names, _, ends = key.partition("|")
-    names = names.partition(",")[0]
+    names = names.split(".")[1]
     graph: Graph = {node: [] for node in names + ends}
     for a, b in zip(names[::2], names[1::2], strict=True):
         graph[a].append(b)
         graph[b].append(a)
     shortest = distance(graph, ends[0], ends[1])
     if shortest < 0:
-        return answer.lower().rstrip("!") in ("no path", "there is no path", "none", "没有路", "没有", "没有路径")
+        return answer.lower().rstrip("!") in (
+            "no path",
+            "there is no path",
+            "none",
+            "没有路",
+            "没有",
+            "没有路径",
+        )
     for arrow in ("->", "→", "\\to", "\\rightarrow", ">", ","):
         answer = answer.replace(arrow, "-")
     path = [node.strip() for node in answer.split("-" if "-" in answer else " ")]

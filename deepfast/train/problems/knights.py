@@ -1,8 +1,9 @@
 """Knights, who always tell the truth, and knaves, who always lie.
 
-In: a random generator, a level (how many people). Out: drafts with exactly one solution and a judge. The trace
-writes the statements as formulas over A, B, C (1 knight, 0 knave), then assumes one person after the other,
-evaluates what can be evaluated, and goes back at the first contradiction. It knows nothing of other tasks.
+In: a random generator, a level (how many people). Out: drafts with exactly one solution and a judge. The
+trace writes the statements as formulas over A, B, C (1 knight, 0 knave), then assumes one person after the
+other, evaluates what can be evaluated, and goes back at the first contradiction. It knows nothing of other
+tasks.
 """
 
 import itertools
@@ -25,8 +26,10 @@ PHRASES: Phrases = {
         "things. What are they?",
         "Puzzle: {knight}s speak the truth, {knave}s lie. {said} What are {names}?",
         "You meet {names}; {knight}s never lie and {knave}s always do. {said} Tell me what each of them is.",
-        "{names} are {knight}s or {knave}s. {Knight}s tell the truth and {knave}s lie. {said} Which is which?",
-        "A logic puzzle about {knight}s (truthful) and {knave}s (lying): {said} Determine the roles of {names}.",
+        "{names} are {knight}s or {knave}s. {Knight}s tell the truth and {knave}s lie. {said} Which is "
+        "which?",
+        "A logic puzzle about {knight}s (truthful) and {knave}s (lying): {said} Determine the roles of "
+        "{names}.",
     ),
     "zh": (
         "岛上的每个人要么是{knight}（总说真话），要么是{knave}（总说假话）。你遇到了{names}。{said}他们各是什么人？",
@@ -128,7 +131,7 @@ class Claim(NamedTuple):
 def draw_claim(rng: random.Random, speaker: int, count: int, level: int) -> Claim:
     """A claim about others or, where two are named, perhaps about the speaker."""
     others = [person for person in range(count) if person != speaker]
-    kinds = ("is", "and", "or", "same", "differ") if level < 3 else ("and", "or", "if", "same", "differ", "is")
+    kinds = ("is", "and", "same", "differ") if level == 2 else ("is", "and", "or", "if", "same", "differ")
     kind, r, s = rng.choice(kinds), rng.randint(0, 1), rng.randint(0, 1)
     if kind == "is":
         return Claim(kind, rng.choice(others), r, 0, 0)
@@ -148,7 +151,7 @@ def worlds(claims: Sequence[Claim]) -> list[tuple[int, ...]]:
 
 
 def solve(claims: Sequence[Claim]) -> list[str]:
-    """Depth first over the people, a knight before a knave; a line says what became decidable and the verdict."""
+    """Depth first over the people, a knight before a knave; a line evaluates what became decidable."""
     lines = [f"{'ABCD'[speaker]}: {claim.formula()}" for speaker, claim in enumerate(claims)]
 
     def visit(roles: tuple[int, ...]) -> bool:
@@ -190,7 +193,10 @@ def make(rng: random.Random, level: int, language: Language) -> Draft:
     (roles,) = found
     names = rng.sample(NAMES[language], count)
     words = rng.choice(ROLES[language])
-    lines = [" ".join(f"{letter}={name}" for letter, name in zip("ABCD", names, strict=False)), *solve(claims)]
+    lines = [
+        " ".join(f"{letter}={name}" for letter, name in zip("ABCD", names, strict=False)),
+        *solve(claims),
+    ]
     truths = " ".join(f"{'ABCD'[n]}{role} {int(claims[n].holds(roles))}" for n, role in enumerate(roles))
     lines.append(f"Check: {truths} ok")
     answer = ", ".join(f"{name}: {words[role]}" for name, role in zip(names, roles, strict=True))
@@ -205,7 +211,7 @@ def _canonical(claims: Sequence[Claim]) -> str:
     for order in itertools.permutations(range(len(claims))):
         moved = sorted((order[speaker], claim.code(order)) for speaker, claim in enumerate(claims))
         codes.append(",".join(code for _, code in moved))
-    return min(codes)
+    return f"island.{min(codes)}"
 
 
 def _question(

@@ -9,8 +9,8 @@ import random
 import re
 from fractions import Fraction
 
-from deepfast.train.problems.base import Draft, Language, Phrases, Task, ask
 from deepfast.train.problems.arithmetic import judge_number
+from deepfast.train.problems.base import Draft, Language, Phrases, Task, ask
 
 LARGER: Phrases = {
     "en": (
@@ -150,7 +150,7 @@ DOWN: Phrases = {
 }
 DIGITS = "0123456789ABCDEF"
 BASES = {1: (2,), 2: (2, 3, 4, 5, 8), 3: tuple(range(2, 10)) + (16,), 4: tuple(range(2, 10)) + (16,)}
-LARGEST = {1: (2, 63), 2: (16, 255), 3: (100, 999), 4: (1000, 4095)}
+LARGEST = {1: (2, 127), 2: (16, 255), 3: (100, 999), 4: (1000, 4095)}
 LENGTHS = {1: (2, 4), 2: (5, 6), 3: (7, 8), 4: (9, 10)}
 
 
@@ -222,7 +222,7 @@ def _horner(digits: str, base: int) -> list[str]:
     """The value after each digit, its tens and hundreds one by one: "14*7+5: 70+28=98+5=103"."""
     value, steps = 0, []
     for digit in digits:
-        place, parts = DIGITS.index(digit), []
+        place, parts = DIGITS.index(digit), list[str]()
         total = 0
         for power, part in zip(range(len(str(value)) - 1, -1, -1), str(value), strict=True):
             total += int(part) * 10**power * base
@@ -260,15 +260,17 @@ def make_bases(rng: random.Random, level: int, language: Language) -> Draft:
     values = "".join(f" {step.rpartition('=')[2]}" for step in _horner(written, base))
     if rng.random() < 0.5:
         trace = [f"{number}>{base}", *_divided(number, base), f"Check: {written}:{values} ok"]
-        return Draft(ask(rng, TO_BASE, language, n=number, b=base), trace, written, f"{number}|to,{base}")
+        return Draft(ask(rng, TO_BASE, language, n=number, b=base), trace, written, f"{number}.{base}|to")
     check = f"Check: {_divide(number, base)} {written[-1]} ok"
     trace = [f"{written}<{base}", *_horner(written, base), check]
-    return Draft(ask(rng, FROM_BASE, language, n=written, b=base), trace, str(number), f"{number}|from,{base}")
+    return Draft(
+        ask(rng, FROM_BASE, language, n=written, b=base), trace, str(number), f"{number}.{base}|from"
+    )
 
 
 def judge_bases(key: str, answer: str) -> bool:
-    number, _, way = key.partition("|")
-    direction, _, base = way.partition(",")
+    pair, _, direction = key.partition("|")
+    number, _, base = pair.partition(".")
     if direction == "from":
         return judge_number(int(number), answer)
     return answer.upper() == in_base(int(number), int(base))

@@ -23,12 +23,15 @@ class Told(NamedTuple):
 
 
 NAMES: Mapping[Language, Sequence[str]] = {
-    "en": "Anna Ben Clara David Ella Felix Gina Hugo Iris Jonas Lena Max Nora Oscar Paula Tom Mary John Lily".split(),
+    "en": (
+        "Anna Ben Clara David Ella Felix Gina Hugo Iris Jonas Lena Max Nora Oscar Paula Tom Mary John Lily"
+    ).split(),
     "zh": "小明 小红 小刚 小丽 小华 小强 小芳 小军 小美 小杰 丽丽 东东 王老师 李阿姨 张叔叔".split(),
 }
 THINGS: Mapping[Language, Sequence[str]] = {
     "en": (
-        "apples marbles stickers books coins pencils cookies stamps shells balloons cards beads buttons candies "
+        "apples marbles stickers books coins pencils cookies stamps shells balloons cards beads "
+        "buttons candies "
         "oranges flowers stones tickets toys eggs"
     ).split(),
     "zh": (
@@ -37,7 +40,12 @@ THINGS: Mapping[Language, Sequence[str]] = {
     ).split(),
 }
 STARTS: Phrases = {
-    "en": ("{a} has {n} {o}.", "{a} starts with {n} {o}.", "There are {n} {o} in {a}'s box.", "{a} owns {n} {o}."),
+    "en": (
+        "{a} has {n} {o}.",
+        "{a} starts with {n} {o}.",
+        "There are {n} {o} in {a}'s box.",
+        "{a} owns {n} {o}.",
+    ),
     "zh": ("{a}有{n}{o}。", "{a}一开始有{n}{o}。", "{a}的盒子里有{n}{o}。", "{a}原来有{n}{o}。"),
 }
 EVENTS: Mapping[str, Phrases] = {
@@ -161,8 +169,10 @@ SHAPES: Mapping[str, Phrases] = {
     },
     "shop": {
         "en": (
-            "A pen costs {p} dollars and a book {r} dollars. {a} buys {q} pens and {s} books. What is the total?",
-            "{a} buys {q} pens at {p} dollars each and {s} books at {r} dollars each. How many dollars is that?",
+            "A pen costs {p} dollars and a book {r} dollars. {a} buys {q} pens and {s} books. What is "
+            "the total?",
+            "{a} buys {q} pens at {p} dollars each and {s} books at {r} dollars each. How many dollars "
+            "is that?",
         ),
         "zh": (
             "一支笔{p}元，一本书{r}元，{a}买{q}支笔和{s}本书，一共多少元？",
@@ -193,7 +203,8 @@ SHAPES: Mapping[str, Phrases] = {
     },
     "paid": {
         "en": (
-            "A pen costs {p} dollars and a book {r} dollars. {a} buys {q} pens and {s} books and pays with {t} "
+            "A pen costs {p} dollars and a book {r} dollars. {a} buys {q} pens and {s} books and pays "
+            "with {t} "
             "dollars. How much change does {a} get?",
         ),
         "zh": ("一支笔{p}元，一本书{r}元，{a}买{q}支笔和{s}本书，付了{t}元，应找回多少元？",),

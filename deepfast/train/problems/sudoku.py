@@ -1,9 +1,9 @@
 """Sudokus of 4x4 with one solution.
 
 In: a random generator, a level. Out: drafts and a judge. The trace goes through the empty cells in turn:
-"b3 124>3" says that 1, 2 and 4 stand in the row, column or block of b3, so that 3 is left; after a digit is set
-the whole grid is written again. When a round sets nothing the first cell with two digits is guessed ("try"),
-and a cell without any sends the search back to that guess. It knows nothing of other tasks.
+"b3 124>3" says that 1, 2 and 4 stand in the row, column or block of b3, so that 3 is left; after a digit is
+set the whole grid is written again. When a round sets nothing the first cell with two digits is guessed
+("try"), and a cell without any sends the search back to that guess. It knows nothing of other tasks.
 """
 
 import functools

@@ -24,7 +24,7 @@ PHRASES: Mapping[str, Phrases] = {
             "用计算器算一下：{x}",
             "请用计算器计算{x}。",
             "计算 {x}",
-            "{x} = ？",
+            "{x} 得多少？",
             "帮我算{x}。",
             "我需要{x}的准确结果。",
             "{x}是多少？",
@@ -39,7 +39,14 @@ PHRASES: Mapping[str, Phrases] = {
             "Current time, please.",
             "Do you know what time it is?",
         ),
-        "zh": ("现在几点？", "现在几点了？", "请问现在是什么时间？", "看看钟，几点了？", "告诉我现在的时间。", "当前时间"),
+        "zh": (
+            "现在几点？",
+            "现在几点了？",
+            "请问现在是什么时间？",
+            "看看钟，几点了？",
+            "告诉我现在的时间。",
+            "当前时间",
+        ),
     },
     "date": {
         "en": (
@@ -50,7 +57,14 @@ PHRASES: Mapping[str, Phrases] = {
             "Can you tell me the date?",
             "What is the date now?",
         ),
-        "zh": ("今天几号？", "今天是几月几日？", "请问今天的日期是什么？", "告诉我今天的日期。", "今天的日期", "现在是哪一天？"),
+        "zh": (
+            "今天几号？",
+            "今天是几月几日？",
+            "请问今天的日期是什么？",
+            "告诉我今天的日期。",
+            "今天的日期",
+            "现在是哪一天？",
+        ),
     },
     "weekday": {
         "en": (
@@ -61,7 +75,14 @@ PHRASES: Mapping[str, Phrases] = {
             "Tell me today's weekday.",
             "What weekday do we have?",
         ),
-        "zh": ("今天星期几？", "今天是周几？", "请问今天是星期几？", "告诉我今天星期几。", "今天礼拜几？", "现在是星期几？"),
+        "zh": (
+            "今天星期几？",
+            "今天是周几？",
+            "请问今天是星期几？",
+            "告诉我今天星期几。",
+            "今天礼拜几？",
+            "现在是星期几？",
+        ),
     },
     "time there": {
         "en": (
@@ -70,7 +91,12 @@ PHRASES: Mapping[str, Phrases] = {
             "Tell me the time in time zone {z}.",
             "What does the clock say in UTC{z}?",
         ),
-        "zh": ("UTC{z}时区现在几点？", "时区{z}现在是什么时间？", "请告诉我UTC{z}的当前时间。", "UTC{z}那里几点了？"),
+        "zh": (
+            "UTC{z}时区现在几点？",
+            "时区{z}现在是什么时间？",
+            "请告诉我UTC{z}的当前时间。",
+            "UTC{z}那里几点了？",
+        ),
     },
     "date there": {
         "en": (
@@ -79,7 +105,12 @@ PHRASES: Mapping[str, Phrases] = {
             "Tell me today's date in time zone {z}.",
             "Full date in UTC{z}, please.",
         ),
-        "zh": ("UTC{z}时区今天几号？", "时区{z}现在是几月几日？", "请告诉我UTC{z}的日期。", "UTC{z}那里今天是哪一天？"),
+        "zh": (
+            "UTC{z}时区今天几号？",
+            "时区{z}现在是几月几日？",
+            "请告诉我UTC{z}的日期。",
+            "UTC{z}那里今天是哪一天？",
+        ),
     },
     "weekday there": {
         "en": (
@@ -88,13 +119,19 @@ PHRASES: Mapping[str, Phrases] = {
             "Tell me the weekday in time zone {z}.",
             "What weekday do they have in UTC{z}?",
         ),
-        "zh": ("UTC{z}时区今天星期几？", "时区{z}现在是周几？", "请告诉我UTC{z}今天星期几。", "UTC{z}那里是星期几？"),
+        "zh": (
+            "UTC{z}时区今天星期几？",
+            "时区{z}现在是周几？",
+            "请告诉我UTC{z}今天星期几。",
+            "UTC{z}那里是星期几？",
+        ),
     },
     "made and broken": {
         "en": (
             "A factory makes {p} parts a day for {q} days, and {r} of them are broken. How many are good?",
             "{q} trucks carry {p} bricks each; {r} bricks break. How many are whole?",
-            "A printer prints {p} pages an hour for {q} hours, then {r} pages are thrown away. How many remain?",
+            "A printer prints {p} pages an hour for {q} hours, then {r} pages are thrown away. How "
+            "many remain?",
             "{q} fields give {p} kg each, and {r} kg are eaten by birds. How many kg are left?",
         ),
         "zh": (

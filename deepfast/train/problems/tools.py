@@ -9,7 +9,7 @@ moment, kept in its key. It knows no template and no engine.
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 class Plan(NamedTuple):
     kind: str  # whose phrasings
-    slots: dict[str, object]
+    slots: Mapping[str, object]
     steps: list[Step]
     last: str  # the thought before the reply
     answer: str
@@ -171,7 +171,7 @@ def _compound(rng: random.Random, now: datetime, level: int) -> Plan:
         text = f"({a}+{b})*{c}"
         kind = "packed"
     value = calculate(text)
-    slots: dict[str, object] = {"p": a, "q": b, "r": c}
+    slots = {"p": a, "q": b, "r": c}
     return Plan(kind, slots, [_calculator(text)], _ends(text, value), value, text)
 
 
