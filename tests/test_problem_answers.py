@@ -36,7 +36,7 @@ def test_arithmetic(name: str) -> None:
         assert problem.answer == str(right), problem
 
 
-@pytest.mark.parametrize("name", ["sum", "difference", "product", "division", "story", "weekday"])
+@pytest.mark.parametrize("name", ["sum", "difference", "product", "division", "story", "weekday", "dates"])
 def test_every_equation_of_a_trace_is_true(name: str) -> None:
     found = 0
     for problem in each(name):
@@ -52,6 +52,37 @@ def test_every_equation_of_a_trace_is_true(name: str) -> None:
                 )
                 found += 1
     assert found > 200
+
+
+@pytest.mark.parametrize("name", ["sum", "difference", "product"])
+def test_what_is_left_and_what_was_found_make_the_result(name: str) -> None:
+    """The invariant of a column: "8+6+0=14 47+25+1 4" under 478+256 has 10 * (47+25+1) + 4 = 478+256."""
+    found = 0
+    for problem in each(name):
+        whole = 0
+        for line in problem.trace.split("\n"):
+            if re.fullmatch(r"\d+[-+*]\d+", line):
+                whole = eval(line)
+            elif step := re.fullmatch(r"(\d)([-+*])\d[-+]\d=\d+|(\d\d)-\d-\d=\d", line):
+                found += bool(step)
+            elif step := re.fullmatch(r"\S+ (\S+) (\d+)", line):
+                assert eval(step[1]) * 10 ** len(step[2]) + int(step[2]) == whole, problem.trace
+            elif line.startswith("="):
+                assert int(line[1:]) == whole
+    assert found > 100
+
+
+@pytest.mark.parametrize("name", ["sum", "difference", "product", "division"])
+def test_nines_are_cast_out_digit_by_digit(name: str) -> None:
+    for problem in each(name):
+        check = problem.trace.split("\n")[-1]
+        pairs = re.findall(r"(?<![=\d])(\d+):(\d+)", check)
+        assert len(pairs) == (4 if name == "division" else 3)
+        for number, running in pairs:
+            sums = itertools.accumulate(map(int, number))
+            assert running == "".join(str(total % 9) for total in sums)
+        middle = re.search(r" \S+=\d+:(\d) ", check)
+        assert middle and middle[1] == pairs[-1][1][-1]
 
 
 def test_decimals_are_compared_as_numbers() -> None:
@@ -167,6 +198,15 @@ def test_dates() -> None:
             days = [n for n in ints(problem.question) if str(n) == problem.key.split(",")[1].split("|")[0]]
             assert (date.fromisoformat(problem.answer) - first).days in days
             assert verify(problem, f"\\boxed{{{date.fromisoformat(problem.answer):%B %-d, %Y}}}")
+
+
+def test_months_have_their_lengths() -> None:
+    told = {
+        month for problem in each("dates") for month in re.findall(r"(\d{4})-(\d+) (\d+):", problem.trace)
+    }
+    assert any(int(year) % 4 == 0 for year, month, _ in told if month == "2")
+    for year, month, length in told:
+        assert int(length) == calendar.monthrange(int(year), int(month))[1]
 
 
 # --- tools ---

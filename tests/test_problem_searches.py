@@ -113,7 +113,17 @@ def _filled(grid: str) -> list[str]:
     ]
 
 
+def _ways(edges: set[frozenset[str]], path: list[str]) -> Iterator[list[str]]:
+    """Walks along edges that are longer than the path by a way out and back, or by a detour."""
+    for at, node in enumerate(path):
+        for other in sorted(set().union(*(edge for edge in edges if node in edge)) - {node}):
+            yield [*path[:at], node, other, *path[at:]]
+            if at + 1 < len(path) and frozenset((other, path[at + 1])) in edges:
+                yield [*path[: at + 1], other, *path[at + 1 :]]
+
+
 def test_paths_are_as_short_as_any() -> None:
+    longer: list[list[str]] = []
     for problem in each("path"):
         edges = {frozenset(edge.split("-")) for edge in re.findall(r"[A-Z]-[A-Z]", problem.question)}
         ends = problem.key.split("|")[1]
@@ -138,6 +148,10 @@ def test_paths_are_as_short_as_any() -> None:
         ):
             assert not verify(problem, f"\\boxed{{{'-'.join(wrong)}}}")
         assert not verify(problem, "\\boxed{no path}")
+        ways = list(_ways(edges, path))
+        assert not any(verify(problem, "-".join(way)) for way in ways)
+        longer += ways
+    assert len(longer) > 10
 
 
 def test_knights_have_one_solution_by_the_formulas_of_the_trace() -> None:
@@ -227,6 +241,7 @@ def test_trips_are_replayed() -> None:
     assert not replay(puzzle, [(1,), *good[1:]]), "the goat eats the cabbage"
     assert not replay(puzzle, [(2,), (), (2,)]), "the goat is on the other bank"
     assert not replay(puzzle, [(1, 2, 3)]), "the boat is too small"
+    assert not replay(puzzle, [(1,), (), (2,), (), (3,)]), "over, but eaten"
     assert not replay(puzzle, [])
     assert replay(Items(3, ROW, 3), [(1, 2, 3)])
 
