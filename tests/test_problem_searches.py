@@ -18,7 +18,7 @@ from deepfast.train.problems import verify
 from deepfast.train.problems.countdown import MOST_LINES
 from deepfast.train.problems.expression import evaluate, shown
 from deepfast.train.problems.knights import Claim, worlds
-from deepfast.train.problems.river import Groups, Items, Search, replay, solvable
+from deepfast.train.problems.river import GROUP_SIZES, Groups, Items, Search, replay, solvable
 from deepfast.train.problems.sudoku import num_solutions, solutions
 
 # --- countdown ---
@@ -231,6 +231,14 @@ def test_the_search_finds_a_plan_exactly_when_there_is_one() -> None:
 )
 def test_known_crossings(puzzle: Items | Groups, possible: bool) -> None:
     assert solvable(puzzle) == possible
+
+
+def test_groups_start_within_the_rules_and_differ_between_levels() -> None:
+    sizes = [size for level in GROUP_SIZES.values() for size in level]
+    assert len(set(sizes)) == len(sizes)
+    for puzzle in itertools.starmap(Groups, sizes):
+        assert not puzzle.wrong(puzzle.start(), True)
+        assert puzzle.boat <= puzzle.first + puzzle.second
 
 
 def test_trips_are_replayed() -> None:

@@ -56,7 +56,7 @@ WEEKDAY_ON: Phrases = {
         "今天{w}，{n}天以后是星期几？",
         "{w}之后{n}天是星期几？",
         "从{w}算起，过{n}天是星期几？",
-        "今天是{w}，请问第{n}天之后星期几？",
+        "今天是{w}，请问{n}天之后是星期几？",
         "{w}再过{n}天是周几？",
     ),
 }
@@ -86,14 +86,14 @@ BETWEEN: Phrases = {
     "en": (
         "How many days are there from {d} to {e}?",
         "How many days after {d} is {e}?",
-        "How many days lie between {d} and {e}?",
+        "How many days is it from {d} to {e}?",
         "Count the days from {d} until {e}.",
         "Today is {d}. In how many days is {e}?",
         "What is the number of days from {d} to {e}?",
         "How long is it from {d} to {e}, in days?",
     ),
     "zh": (
-        "从{d}到{e}有多少天？",
+        "从{d}再过多少天是{e}？",
         "{d}到{e}相隔几天？",
         "{e}是{d}之后多少天？",
         "今天是{d}，离{e}还有多少天？",

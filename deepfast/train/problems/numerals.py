@@ -199,12 +199,14 @@ def _compare(a: str, b: str, larger: bool) -> tuple[list[str], str]:
 
 
 def judge_decimals(key: str, answer: str) -> bool:
-    """The number as it stands in the question; "equal" when they are equal."""
+    """The number, in any spelling without needless zeros before it; "equal" when they are equal."""
     pair, _, wish = key.partition("|")
     a, b = pair.split(",")
     if Fraction(a) == Fraction(b):
         return answer.lower() in ("equal", "they are equal", "一样大", "相等", "一样", f"{a}={b}", f"{b}={a}")
-    return answer == (max if wish == "larger" else min)(a, b, key=Fraction)
+    if not re.fullmatch(r"(0|[1-9][0-9]{0,8})(\.[0-9]{1,9})?", answer):
+        return False
+    return Fraction(answer) == (max if wish == "larger" else min)(Fraction(a), Fraction(b))
 
 
 # --- bases ---
