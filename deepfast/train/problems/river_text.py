@@ -213,7 +213,7 @@ def draw_names(rng: random.Random, count: int, language: Language) -> list[str]:
 def _listed(names: Sequence[str], language: Language) -> str:
     if language == "zh":
         return "、".join(names[:-1]) + ("和" if len(names) > 1 else "") + names[-1]
-    named = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
+    named = [f"{'a' if name[0] not in 'aeiou' or name.startswith('uni') else 'an'} {name}" for name in names]
     return f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
 
 
