@@ -10,7 +10,7 @@ import random
 from collections import Counter
 
 from deepfast import LLM, SamplingParams, Thinking, UsageError
-from deepfast.train.problems import Problem, check, sample
+from deepfast.train.basics import Problem, check, sample
 
 SETTINGS = {
     "no limit": Thinking("on"),

@@ -7,7 +7,7 @@ Does not know: tokens, models.
 
 import random
 
-from deepfast.train.problems import sample
+from deepfast.train.basics import sample
 
 CODE = """\
 ```python

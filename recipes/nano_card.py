@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepfast import LLM, SamplingParams, Thinking
-from deepfast.train.problems import TASKS, Problem, check, sample
+from deepfast.train.basics import TASKS, Problem, check, sample
 
 START, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from deepfast.train.problems import PHRASINGS, sample
+from deepfast.train.basics import PHRASINGS, sample
 
 NUM_BPE_TOKENS = 614
 SPLIT = (

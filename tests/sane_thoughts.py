@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 
-from deepfast.train.problems import TASKS, sample
+from deepfast.train.basics import TASKS, sample
 
 PROSE = (
     "Okay, let me start by understanding what is being asked. There is a rectangular garden whose "

@@ -1,114 +1,274 @@
-"""The generated problems: equal seeds, a clean split, right answers, traces that end in their answer.
+"""What holds for every task: its traces end in answers that its verifier accepts, and the splits are clean.
 
-In: deepfast.train. It knows no model and no tokenizer.
+In: deepfast.train.problems. It knows no model, and of the tasks only their names.
 """
 
+import json
 import random
 import re
+from pathlib import Path
 
+import jinja2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from problem_samples import fresh, many
 
-from deepfast.train.problems import TASKS, Language, Problem, check, is_held_out, sample
-from deepfast.train.words import COMMON
+from deepfast import UsageError
+from deepfast.train.problems import LANGUAGES, TASKS, Language, Problem, is_held_out, said, sample, verify
+from deepfast.train.problems.__main__ import main
+from deepfast.train.problems.tools import calls_in, execute
 
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
+TEMPLATE = Path(__file__).resolve().parents[1] / "deepfast/bundled/chat_template.jinja"
+SIZES = [(name, level) for name, task in TASKS.items() for level in (*task.levels, task.beyond)]
+LONGEST_TRACE = 1300  # characters
 
 
-def problems(task: str, count: int, held_out: bool = False) -> list[Problem]:
+@pytest.mark.parametrize(("name", "level"), SIZES)
+def test_the_answer_of_every_trace_is_verified(name: str, level: int) -> None:
+    for problem in many(name, level):
+        assert verify(problem, problem.reply), problem
+        assert verify(problem, f"<think>\n{problem.trace}\n</think>\n\n{problem.reply}")
+        assert verify(problem, f"So the answer is ${problem.reply}$.")
+        assert verify(problem, problem.answer)
+
+
+@pytest.mark.parametrize(("name", "level"), SIZES)
+def test_a_trace_is_short_and_ends_in_its_check(name: str, level: int) -> None:
+    for problem in many(name, level):
+        thoughts = [turn["reasoning_content"] for turn in problem.turns if "reasoning_content" in turn]
+        for thought in (problem.trace, "\n".join(thoughts)):
+            assert len(thought) <= LONGEST_TRACE
+            assert all(line == line.strip() and line for line in thought.split("\n") if thought)
+        last = (thoughts[-1] if thoughts else problem.trace).split("\n")[-1]
+        assert re.fullmatch(r"Check: .*\bok", last)
+        assert not re.search(r"<\||</|<[a-z]", problem.trace)
+
+
+@pytest.mark.parametrize(("name", "level"), SIZES)
+def test_questions_are_filled_in_and_in_the_language_asked_for(name: str, level: int) -> None:
+    for number, problem in enumerate(many(name, level)):
+        assert not re.search(r"[{}]|  |\bNone\b", problem.question), problem.question
+        assert problem.question == problem.question.strip()
+        chinese = bool(re.search(r"[\u4e00-\u9fff]", problem.question))
+        assert problem.language == LANGUAGES[number % 2]
+        symbols_only = re.fullmatch(r"[0-9 x×÷*+=?？-]+", problem.question)
+        assert chinese == (problem.language == "zh") or symbols_only, problem.question
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_equal_seeds_give_equal_problems_and_other_seeds_others(name: str) -> None:
+    level = TASKS[name].levels[-1]
+    assert fresh(name, level, 20) == fresh(name, level, 20)
+    assert fresh(name, level, 20) != fresh(name, level, 20, seed=1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_there_are_many_phrasings_in_both_languages(name: str) -> None:
+    for language in LANGUAGES:
+        rng = random.Random(2)
+        asked = {sample(name, rng, language=language).question for _ in range(150)}
+        shapes = {re.sub(r"[0-9A-Za-z]+" if language == "zh" else r"\d+|[A-Z]", "", text) for text in asked}
+        assert len(shapes) >= 8
+
+
+# --- splits ---
+
+
+def atoms(problem: Problem) -> set[str]:
+    return set(problem.key.partition(":")[2].partition("|")[0].split(" "))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_training_test_and_larger_problems_share_no_key(name: str) -> None:
+    rng = random.Random(5)
+    learned = [sample(name, rng) for _ in range(250)]
+    tested = [sample(name, rng, "test") for _ in range(40)]
+    larger = [sample(name, rng, "ood") for _ in range(80)]
+    assert not {p.key for p in learned} & {p.key for p in tested}
+    assert not {p.key for p in learned} & {p.key for p in larger}
+    assert not {p.key for p in tested} & {p.key for p in larger}
+    assert {p.level for p in learned} == set(TASKS[name].levels)
+    assert {p.level for p in larger} == {TASKS[name].beyond}
+    known = set().union(*map(atoms, learned))
+    assert all(atoms(problem) - known for problem in tested), "nothing new in a test problem"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_level_has_held_out_problems(name: str) -> None:
+    for level in TASKS[name].levels:
+        rng = random.Random(3)
+        kept = [sample(name, rng, "test", level, "en") for _ in range(12)]
+        assert len({problem.key for problem in kept}) >= 3
+        assert all(is_held_out(problem.key) for problem in kept)
+
+
+def test_a_key_is_held_out_when_one_of_its_atoms_is() -> None:
+    kept = next(word for word in map(str, range(1000)) if is_held_out(f"task:{word}"))
+    learned = next(word for word in map(str, range(1000)) if not is_held_out(f"task:{word}"))
+    assert is_held_out(f"task:{learned} {kept}") and is_held_out(f"other:{kept} {learned}|rest")
+    assert not is_held_out(f"task:{learned}|{kept}")
+
+
+# --- wrong answers ---
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("countdown", "path", "river")])
+def test_the_answer_of_another_problem_is_refused(name: str) -> None:
+    """Where an answer has one value: whatever differs from it in more than spelling is wrong."""
+    task = TASKS[name]
+    for level in task.levels:
+        problems = many(name, level, 60)
+        for problem, other in zip(problems, problems[1:] + problems[:1], strict=True):
+            same = verify(problem, other.answer)
+            right = {problem.answer.lower(), problem.answer.removesuffix(" r 0")}
+            if problem.language == other.language:
+                assert same == (other.answer.lower() in right), (problem, other)
+
+
+@pytest.mark.parametrize(("name", "level"), SIZES)
+def test_mutated_answers_are_refused(name: str, level: int) -> None:
+    """A character dropped, doubled or exchanged. What remains right must be right by another spelling."""
     rng = random.Random(7)
-    return [sample(task, rng, held_out) for _ in range(count)]
+    kept = 0
+    problems = many(name, level, 60, seed=3)
+    for problem in problems:
+        at = rng.randrange(len(problem.answer))
+        instead = rng.choice(["", problem.answer[at] * 2, rng.choice("0123456789abcx+-*;, ")])
+        mutated = problem.answer[:at] + instead + problem.answer[at + 1 :]
+        plain = re.sub(r"[^0-9a-z\u4e00-\u9fff*/+;-]", "", mutated.lower())
+        if plain != re.sub(r"[^0-9a-z\u4e00-\u9fff*/+;-]", "", problem.answer.lower()):
+            kept += verify(problem, mutated)
+    assert kept <= len(problems) // (
+        8 if name in ("countdown", "path", "river", "spelling", "backwards") else 60
+    )
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_equal_seeds_give_equal_problems(task: str) -> None:
-    assert problems(task, 20) == problems(task, 20)
+@pytest.mark.parametrize("name", TASKS)
+def test_nothing_shouted_or_unfinished_is_an_answer(name: str) -> None:
+    for problem in many(name, TASKS[name].levels[0], 12):
+        for text in ("", "\\boxed{}", f"<think>\n{problem.reply}", f"{problem.reply} or \\boxed{{7777777}}"):
+            assert not verify(problem, text)
+        assert not verify(problem, f"\\boxed{{{problem.answer}")
+        assert not verify(problem, f"{problem.reply[:-1]}, {problem.answer}, 1}}")
+        assert not verify(problem, f"The answer is {problem.answer}")
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_training_and_held_out_problems_are_disjoint(task: str) -> None:
-    learned = {problem.key for problem in problems(task, 600)}
-    tested = {problem.key for problem in problems(task, 150, held_out=True)}
-    assert not learned & tested
-    assert all(is_held_out(key) for key in tested)
+HARD_TEXT = st.one_of(
+    st.text(),
+    st.text(alphabet="0123456789+-*/(){}\\boxed,;:= .|rR余_abwolfgt", max_size=60),
+    st.from_regex(r"[0-9]{1,6}([-+*/;,:. r|]+[0-9a-z]{1,5}){0,8}"),
+    st.sampled_from(
+        ["(" * 5000, "9" * 5000, "\\boxed{" * 3000, "1/0", "-" * 300, "{" * 4000, "²", "٣", "0x1"]
+    ),
+)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_held_out_share_is_between_five_and_ten_percent(task: str) -> None:
-    rng = random.Random(3)
-    keys = {TASKS[task](rng).key for _ in range(4000)}
-    share = sum(map(is_held_out, keys)) / len(keys)
-    assert 0.03 < share < 0.1
+@given(text=HARD_TEXT)
+def test_no_text_makes_a_verifier_raise(text: str) -> None:
+    for name, task in TASKS.items():
+        problem = many(name, task.levels[-1])[len(text) % 2]
+        for answer in (f"\\boxed{{{text}}}", problem.answer + text):
+            assert verify(problem, answer) in (True, False)
 
 
-@pytest.mark.parametrize("task", ["product", "sum", "difference"])
-def test_arithmetic_answers_are_right(task: str) -> None:
-    for problem in problems(task, 300):
-        a, b = map(int, re.findall(r"\d+", problem.question))
-        if problem.question.startswith("Subtract"):
-            a, b = b, a
-        right = {"product": a * b, "sum": a + b, "difference": a - b}[task]
-        assert problem.answer == str(right)
-        assert problem.trace.splitlines()[-1] == f"={right}"
+def test_what_a_text_says() -> None:
+    assert said("a \\boxed{12} b \\boxed{12}") == "12"
+    assert said("\\boxed{1} \\boxed{2}") is None
+    assert said("\\boxed{\\text{Friday}}") == "Friday"
+    assert said("\\boxed{{1}2}") == "{1}2"
+    assert said("<think>\n\\boxed{3}\n</think>\n\n\\boxed{4}") == "4"
+    assert said("<think>\nnever done \\boxed{4}") is None
+    assert said("７；8。") == "７;8"
+    assert said("x" * 5000) is None
 
 
-@pytest.mark.parametrize("task", ["product", "sum", "difference"])
-def test_every_line_of_an_arithmetic_trace_is_true(task: str) -> None:
-    for problem in problems(task, 100):
-        for line in problem.trace.splitlines():
-            step = re.fullmatch(r"(\d+)([+*-]\d+)([+-]\d+)?=(\d+)(?:b([01]))?", line)
-            if step is None:
-                continue
-            first, second, third, right, borrow = step.groups(default="0")
-            operator, operand = second[0], int(second[1:])
-            value = int(first) * operand if operator == "*" else int(first) + int(second)
-            assert value + int(third) == int(right) - 10 * int(borrow)
+# --- wishes that cannot be met ---
 
 
-def test_letters_are_counted() -> None:
-    for problem in problems("letters", 200):
-        letter, steps, _ = problem.trace.split("\n")
-        word = re.sub(r"\d", "", steps)
-        assert word in problem.question
-        assert problem.answer == str(word.count(letter))
+def test_errors_name_the_way_out() -> None:
+    rng = random.Random(0)
+    with pytest.raises(UsageError, match=r"no task 'sums'.* sum, "):
+        sample("sums", rng)
+    with pytest.raises(UsageError, match="no level 9 in 'train'. It has 1, 2, 3"):
+        sample("river", rng, level=9)
+    with pytest.raises(UsageError, match="no level 4 in 'test'"):
+        sample("river", rng, "test", level=4)
+    with pytest.raises(UsageError, match="no split 'dev'"):
+        sample("river", rng, "dev")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no language 'fr'"):
+        sample("river", rng, language="fr")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="river has no level 0. It has 1 to 4"):
+        TASKS["river"].generate(rng, 0, "en")
 
 
-def test_sorting_traces_lose_one_number_a_line() -> None:
-    for problem in problems("sorting", 200):
-        first, *lines = problem.trace.split("\n")
-        rest = sorted(map(int, first.split()))
-        for line in lines:
-            smallest, remaining = line.split(":")
-            assert int(smallest) == rest.pop(0)
-            assert sorted(map(int, remaining.split())) == rest
-        assert problem.answer == ", ".join(map(str, sorted(map(int, first.split()))))
+# --- tools ---
 
 
-def test_commuted_operands_share_a_key() -> None:
-    keys: dict[tuple[int, ...], str] = {}
-    for problem in problems("product", 3000):
-        operands = tuple(sorted(map(int, re.findall(r"\d+", problem.question))))
-        assert keys.setdefault(operands, problem.key) == problem.key
+def tool_problems(count: int = 60) -> list[Problem]:
+    return [problem for level in (1, 2, 3, 4) for problem in many("tools", level, count)]
+
+
+def test_a_conversation_with_tools_replays() -> None:
+    for problem in tool_problems():
+        first, *turns = problem.turns
+        assert first == {"role": "user", "content": problem.question}
+        assert turns[0]["reasoning_content"] == problem.trace
+        for turn, after in zip(turns, turns[1:], strict=False):
+            for call in turn.get("tool_calls", ()):
+                function = call["function"]
+                assert execute(problem, function["name"], function["arguments"]) == after["content"]
+                assert not after["content"].startswith("Error")
+        assert turns[-1]["content"] == problem.reply
+
+
+def test_a_template_writes_the_calls_that_are_read_back() -> None:
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    for problem in tool_problems(10):
+        text = template.render(messages=problem.turns, tools=problem.tools)
+        assert all(json.dumps(tool, ensure_ascii=False) in text for tool in problem.tools)
+        written = text.partition("<|im_start|>user")[2]
+        calls = [turn["tool_calls"][0]["function"] for turn in problem.turns if "tool_calls" in turn]
+        blocks = [block for block in written.split("<|im_end|>") if "<tool_call>" in block]
+        assert [calls_in(block) for block in blocks] == [[(c["name"], c["arguments"])] for c in calls]
+        assert problem.reply in written
+
+
+@given(st.text(alphabet='<>tool_call/{}":, \n[]name', max_size=120))
+def test_reading_calls_never_raises(text: str) -> None:
+    calls_in(text)
+    calls_in(f"<tool_call>\n{text}\n</tool_call>")
+
+
+ANY_JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=5)
+
+
+@given(
+    st.sampled_from(["calculator", "clock", "weather", "nothing", ""]),
+    ANY_JSON | st.dictionaries(st.sampled_from(["expression", "zone", "city"]), ANY_JSON),
+)
+def test_a_wrong_call_gets_an_error_as_its_result(name: str, arguments: object) -> None:
+    problem = TASKS["tools"].generate(random.Random(4), 2, "en")
+    assert isinstance(execute(problem, name, arguments), str)
+
+
+def test_results_of_tools() -> None:
+    problem = next(p for p in tool_problems() if len(p.tools) == 2 and "T23:" in p.key.split("|")[1])
+    assert execute(problem, "calculator", {"expression": "10/4"}) == "2.5"
+    assert execute(problem, "calculator", {"expression": "1/3"}) == "0.333333"
+    assert execute(problem, "calculator", {"expression": "1/0"}).startswith("Error")
+    assert execute(problem, "calculator", {}).startswith("Error")
+    assert execute(problem, "search", {}).startswith("Error: there is no tool")
+    today, later = (json.loads(execute(problem, "clock", wish)) for wish in ({}, {"zone": "+8"}))
+    assert today["date"] < later["date"] and later["time"][:2] == "07"
+    assert execute(problem, "clock", {"zone": "+99"}).startswith("Error")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("task", TASKS)
-def test_the_language_asked_for_is_used(task: str, language: Language) -> None:
-    rng = random.Random(1)
-    for _ in range(50):
-        question = sample(task, rng, False, language).question
-        assert bool(re.search(r"[\u4e00-\u9fff]", question)) == (language == "zh")
-
-
-def test_check_wants_exactly_the_answer() -> None:
-    problem = Problem("sorting", "", "", "3, 5, 9", "sorting:3,5,9")
-    assert check(problem, "3, 5, 9")
-    assert check(problem, "3 5 9.")
-    assert not check(problem, "3, 9, 5")
-    assert not check(problem, "3, 5")
-    assert not check(problem, "")
-    assert not check(Problem("difference", "", "", "-7", "k"), "7")
-
-
-def test_common_words_are_plain_and_listed_once() -> None:
-    assert len(set(COMMON)) == len(COMMON)
-    assert all(re.fullmatch("[a-z]{2,13}", word) for word in COMMON)
+def test_the_command_shows_and_measures(language: Language, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["tools", "river", "--show", "1", "--language", language])
+    assert "boxed" in capsys.readouterr().out
+    main(["sum", "--count", "5"])
+    assert capsys.readouterr().out.count("| sum |") == 7

@@ -1,4 +1,4 @@
-"""Problems with checkable answers: arithmetic, counting letters, sorting; asked in English and Chinese.
+"""The five tasks of the smallest recipe: arithmetic, counting letters, sorting; in English and Chinese.
 
 In: a `random.Random`. Out: `Problem`s with a question, a step-by-step trace, the answer and a key that is
 the same for every phrasing of one problem, so that `is_held_out(key)` splits training from test. `check`
