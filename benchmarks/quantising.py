@@ -21,7 +21,7 @@ from deepfast.model.least_error import Rounder
 from deepfast.model.packed import write_packed
 from deepfast.model.weights import Checkpoint
 from deepfast.text.tokenizer import Tokenizer
-from deepfast.train.problems import Problem, check, sample
+from deepfast.train.basics import Problem, check, sample
 
 TASKS = ("product", "sum", "difference", "letters", "sorting")
 TOKENS, PROBLEMS, AT_ONCE = 16384, 400, 16
