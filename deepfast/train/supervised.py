@@ -214,10 +214,8 @@ def save(model: PreTrainedModel, text: Path, stage: Stage) -> None:
     """The checkpoint that the stage is for: text files first, weights last."""
     stage.directory.mkdir(parents=True, exist_ok=True)
     copy_text_files(text, stage.directory)
-    kept = model.generation_config
-    model.generation_config = None
     model.save_pretrained(stage.directory)
-    model.generation_config = kept
+    copy_text_files(text, stage.directory)  # its generation_config.json is the one that counts
 
 
 def _seed(stage: Stage) -> int:
