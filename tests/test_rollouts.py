@@ -122,7 +122,9 @@ def test_prompts_are_the_same_in_every_run_and_of_every_kind():
     assert {each.kind for each in made} == set(KINDS)
     for prompt in made:
         asked, again = episode(prompt, 3_000_000), episode(prompt, 3_000_000)
-        assert asked == again and (asked.problem is None) == (prompt.kind == "outside") == (asked.reply is not None)
+        assert asked == again and (asked.problem is None) == (prompt.kind == "outside") == (
+            asked.reply is not None
+        )
         last = asked.messages[-1].content or ""
         assert (asked.think is False) == (asked.mode == "off" or last.endswith("/no_think"))
         assert (asked.budget is not None) == (prompt.kind == "budget")

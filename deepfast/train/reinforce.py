@@ -5,7 +5,6 @@ curves.png, TensorBoard; states from which a killed run goes on exactly. The los
 (arXiv 2503.14476): the mean over tokens, a higher upper clip, no KL term. It knows no task.
 """
 
-import os
 import random
 import time
 import warnings
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
@@ -106,7 +106,9 @@ def sorted_by_length(batches: Sequence[dict[str, Any]], together: int) -> list[d
     made: list[dict[str, Any]] = []
     for start in range(0, len(batches), together):
         group = list(batches[start : start + together])
-        lengths = torch.cat([batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1) for batch in group])
+        lengths = torch.cat(
+            [batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1) for batch in group]
+        )
         order = torch.argsort(lengths, stable=True).split([len(batch["completion_mask"]) for batch in group])
         rows = {
             key: torch.cat([batch[key] for batch in group])
@@ -150,11 +152,12 @@ def reinforce(
     Raises UsageError for settings that contradict each other or that this machine cannot follow.
     """
     check(settings)
+    args = arguments(stage, preset, settings, list(rewards.values()))
     model = start_from(start)
     wanted = settings.pool or settings.steps // settings.updates * settings.prompts
     episodes: dict[str, Episode] = {}
     func = rollout_func(settings, preset, start, episodes, seed=0)
-    trainer = make_trainer(model, start, stage, preset, settings, rewards, func)
+    trainer = make_trainer(model, start, stage, args, list(rewards), func, settings)
     tries = candidates(TRIES * wanted if learnable else wanted)
     chosen = tries
     if learnable:
@@ -168,14 +171,8 @@ def reinforce(
 
 def check(settings: Reinforced) -> None:
     """Raises UsageError where the numbers do not go together."""
-    whole = settings.prompts * settings.group
     if settings.group < 2:
         raise UsageError(f"group={settings.group} leaves nothing to compare. Give 2 or more.")
-    if whole % (settings.micro * settings.updates):
-        raise UsageError(
-            f"prompts x group = {whole} completions are no multiple of micro={settings.micro} x "
-            f"updates={settings.updates}. Change one of them."
-        )
     if settings.steps % settings.updates:
         raise UsageError(
             f"steps={settings.steps} is no multiple of updates={settings.updates}. Change one of them."
@@ -215,10 +212,10 @@ def make_trainer(
     model: PreTrainedModel,
     start: Path,
     stage: Stage,
-    preset: Preset,
-    settings: Reinforced,
-    rewards: Weighted,
+    args: GRPOConfig,
+    rewards: list[Reward],
     func: RolloutFunc,
+    settings: Reinforced,
 ) -> Trainer:
     """The trainer; its dataset holds the names of episodes."""
     total = settings.steps // settings.updates * settings.prompts
@@ -226,8 +223,8 @@ def make_trainer(
         warnings.filterwarnings("ignore", message=".*experimental feature")
         return Trainer(
             model=model,
-            reward_funcs=list(rewards),
-            args=arguments(stage, preset, settings, list(rewards.values())),
+            reward_funcs=rewards,
+            args=args,
             train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(total)]}),
             processing_class=AutoTokenizer.from_pretrained(start),
             rollout_func=func,
@@ -237,15 +234,18 @@ def make_trainer(
 
 def arguments(stage: Stage, preset: Preset, settings: Reinforced, weights: list[float]) -> GRPOConfig:
     """What TRL is told. A state is kept only where a generation begins: a run that goes on draws anew there."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    local = settings.prompts * settings.group // processes
-    micro = min(settings.micro, local)
-    in_step = local // micro // settings.updates
     cuda = torch.cuda.is_available()
+    whole, processes = settings.prompts * settings.group, PartialState(cpu=not cuda).num_processes
+    in_step, rest = divmod(whole, settings.micro * settings.updates * processes)
+    if rest:
+        raise UsageError(
+            f"prompts x group = {whole} completions are no multiple of micro={settings.micro} x "
+            f"updates={settings.updates} x {processes} processes. Change one of them."
+        )
     return GRPOConfig(
         output_dir=str(stage.run),
         max_steps=settings.steps,
-        per_device_train_batch_size=micro,
+        per_device_train_batch_size=settings.micro,
         gradient_accumulation_steps=in_step,
         steps_per_generation=in_step * settings.updates,
         num_generations=settings.group,
@@ -262,7 +262,9 @@ def arguments(stage: Stage, preset: Preset, settings: Reinforced, weights: list[
         use_vllm=settings.rollouts == "vllm",
         use_cpu=not cuda,
         bf16=cuda and preset.precision == "bfloat16",
-        gradient_checkpointing=False,
+        ddp_backend=None if cuda else "gloo",
+        ddp_find_unused_parameters=False,
+        gradient_checkpointing=cuda,
         logging_steps=1,
         save_steps=SAVE_EVERY * settings.updates,
         save_total_limit=2,

@@ -145,7 +145,9 @@ def rows(stage: Stage) -> list[dict[str, str]]:
     """The log without what a clock says."""
     table = csv.DictReader((stage.run / "log.csv").read_text().splitlines())
     clocked = ("seconds", "time", "per_second", "flos", "train_")
-    return [{k: v for k, v in row.items() if not any(c in k for c in clocked)} for row in table if row["loss"]]
+    return [
+        {k: v for k, v in row.items() if not any(c in k for c in clocked)} for row in table if row["loss"]
+    ]
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
@@ -158,7 +160,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     class Killed(BaseException):
         pass
 
-    def dies(completions: list[str], turns: list[list[str]], trainer_state: Any, **columns: Any) -> list[float]:
+    def dies(
+        completions: list[str], turns: list[list[str]], trainer_state: Any, **columns: Any
+    ) -> list[float]:
         if trainer_state.global_step == 2:
             raise Killed
         return vowels(completions, turns)
@@ -259,5 +263,7 @@ def test_settings_that_do_not_go_together_are_refused_by_name(change: str) -> No
         "group": {"group": 1}, "micro": {"micro": 3}, "steps": {"steps": 3, "updates": 2},
         "rollouts": {"rollouts": "magic"},
     }  # fmt: skip
+    settings = replace(SMALL, **wrong[change])
     with pytest.raises(UsageError, match=f"{change}="):
-        reinforce.check(replace(SMALL, **wrong[change]))
+        reinforce.check(settings)
+        reinforce.arguments(Stage(Path("nowhere"), "reasoning"), PRESET, settings, [1.0])
