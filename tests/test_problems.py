@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from problem_samples import fresh, many
 
 from deepfast import UsageError
-from deepfast.train.problems import LANGUAGES, TASKS, Language, Problem, is_held_out, said, sample, verify
+from deepfast.train.problems import LANGUAGES, TASKS, Language, Problem, boxed, is_held_out, said, sample, verify
 from deepfast.train.problems.__main__ import main
 from deepfast.train.problems.tools import calls_in, execute
 
@@ -29,7 +29,7 @@ def test_the_answer_of_every_trace_is_verified(name: str, level: int) -> None:
     for problem in many(name, level):
         assert verify(problem, problem.reply), problem
         assert verify(problem, f"<think>\n{problem.trace}\n</think>\n\n{problem.reply}")
-        assert verify(problem, f"So the answer is ${problem.reply}$.")
+        assert verify(problem, f"So the answer is ${boxed(problem.answer)}$.")
         assert verify(problem, problem.answer)
 
 
@@ -147,10 +147,10 @@ def test_mutated_answers_are_refused(name: str, level: int) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_nothing_shouted_or_unfinished_is_an_answer(name: str) -> None:
     for problem in many(name, TASKS[name].levels[0], 12):
-        for text in ("", "\\boxed{}", f"<think>\n{problem.reply}", f"{problem.reply} or \\boxed{{7777777}}"):
+        for text in ("", "\\boxed{}", f"<think>\n{problem.reply}", f"{boxed(problem.answer)} or \\boxed{{7777777}}"):
             assert not verify(problem, text)
         assert not verify(problem, f"\\boxed{{{problem.answer}")
-        assert not verify(problem, f"{problem.reply[:-1]}, {problem.answer}, 1}}")
+        assert not verify(problem, f"{boxed(problem.answer)[:-1]}, {problem.answer}, 1}}")
         assert not verify(problem, f"The answer is {problem.answer}")
 
 
@@ -269,6 +269,6 @@ def test_results_of_tools() -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_command_shows_and_measures(language: Language, capsys: pytest.CaptureFixture[str]) -> None:
     main(["tools", "river", "--show", "1", "--language", language])
-    assert "boxed" in capsys.readouterr().out
+    assert "</think>" in capsys.readouterr().out
     main(["sum", "--count", "5"])
     assert capsys.readouterr().out.count("| sum |") == 7

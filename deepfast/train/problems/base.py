@@ -27,7 +27,7 @@ _LIKE = str.maketrans("，：；（）。！＋－＝　−–—×·÷＊／", 
 class Problem:
     """A question, the thought that solves it, and what is said after the thought.
 
-    `answer` is the bare answer, `reply` the same as it is said. Where tools are needed, `tools` are their
+    The answer is said bare; a box around it is understood (`said`). Where tools are needed, `tools` are their
     JSON descriptions and `turns` the whole conversation as messages of a chat template, from the question
     to the reply; `trace` is then the thought of the first turn of the assistant.
     """
@@ -44,7 +44,8 @@ class Problem:
 
     @property
     def reply(self) -> str:
-        return boxed(self.answer)
+        """What is said after the thought."""
+        return self.answer
 
 
 @dataclass(frozen=True)

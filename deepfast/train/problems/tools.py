@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from deepfast.train.problems.arithmetic import number
-from deepfast.train.problems.base import Draft, Language, Problem, Task, ask, boxed
+from deepfast.train.problems.base import Draft, Language, Problem, Task, ask
 from deepfast.train.problems.dates import WEEKDAYS, judge_date, judge_weekday
 from deepfast.train.problems.expression import evaluate, shown
 from deepfast.train.problems.tool_phrases import PHRASES, THEN
@@ -258,7 +258,7 @@ def _turns(question: str, plan: Plan, now: datetime, answer: str) -> list[dict[s
         )
         result = calculate(**step.arguments) if step.name == "calculator" else clock(now, **step.arguments)
         turns.append({"role": "tool", "content": result})
-    turns.append({"role": "assistant", "reasoning_content": plan.last, "content": boxed(answer)})
+    turns.append({"role": "assistant", "reasoning_content": plan.last, "content": answer})
     return turns
 
 

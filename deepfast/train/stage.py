@@ -1,0 +1,89 @@
+"""Where a training stage keeps its files, and what it costs.
+
+In: a working directory and the name of a stage. Out: the paths that all recipes agree on, the stage that comes
+before, cost.json. WORK/NAME is a Hugging Face checkpoint once the stage is done; WORK/NAME/run holds what resumes
+it and its logs. It knows no trainer.
+"""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepfast.types import UsageError
+
+STAGES = ("tokenizer", "pretrain", "cold_start", "reasoning", "fusion", "general", "distill")
+_COMMAND = "python recipes/{name}.py --work {work}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe under a working directory."""
+
+    work: Path
+    name: str
+
+    @property
+    def directory(self) -> Path:
+        """The checkpoint that the stage makes."""
+        return self.work / self.name
+
+    @property
+    def run(self) -> Path:
+        """Resumable states, log.csv, curves.png, tensorboard/, cost.json."""
+        return self.directory / "run"
+
+    @property
+    def done(self) -> bool:
+        """Whether the checkpoint is whole: weights are written last."""
+        last = "tokenizer_config.json" if self.name == "tokenizer" else "model.safetensors"
+        return (self.directory / last).exists() or (self.directory / f"{last}.index.json").exists()
+
+    def require(self, name: str) -> Path:
+        """The directory of an earlier stage. Raises UsageError naming the command that makes it."""
+        earlier = Stage(self.work, name)
+        if not earlier.done:
+            command = _COMMAND.format(name=name, work=self.work)
+            raise UsageError(f"{self.name} starts from {earlier.directory}, which is not there. Run {command}.")
+        return earlier.directory
+
+    def states(self) -> list[Path]:
+        """The resumable states, oldest first."""
+        found = [path for path in self.run.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    def write_cost(self, tokens: int, steps: int, seconds: float) -> None:
+        """Adds what this process did to run/cost.json: tokens and steps are totals, seconds are added."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        before = self.cost()
+        cost = {
+            "tokens": tokens,
+            "steps": steps,
+            "seconds": round(before.get("seconds", 0.0) + seconds, 1),
+            "machine": machine(),
+        }
+        (self.run / "cost.json").write_text(json.dumps(cost, indent=2) + "\n", encoding="utf-8")
+
+    def cost(self) -> dict[str, Any]:
+        """What the stage has cost so far; empty before its first save."""
+        path = self.run / "cost.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def machine() -> str:
+    """The processor (and accelerator) that trains, in a few words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    model = platform.processor() or platform.machine()
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{torch.get_num_threads()} threads of {model}"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

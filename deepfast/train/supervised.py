@@ -1,0 +1,224 @@
+"""Next-token training on documents: pre-training, cold start and fusion, on transformers' Trainer.
+
+In: a start (random weights or a checkpoint), documents, settings. Out: a Hugging Face checkpoint with its text
+files; logs; states from which a killed run goes on exactly. Documents of like length share a micro-batch, padded
+on the right, so that causal attention needs no mask. It knows no task and no chat format.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from deepfast.train.curves import LogCallback
+from deepfast.train.documents import Document
+from deepfast.train.muon import Muon
+from deepfast.train.presets import Preset, Shape, Supervised
+from deepfast.train.stage import Stage
+from deepfast.train.tokenizer import copy_text_files
+
+WIDTHS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 4096)
+CHUNK = 384  # micro-batches made at once; a new chunk has a new seed
+UNLEARNED = -100
+SAVE_EVERY = 100  # steps
+LOG_EVERY = 20
+
+
+class Source(Protocol):
+    """Endless documents from a seed."""
+
+    def __call__(self, seed: int) -> Iterator[Document]: ...
+
+
+class MicroBatches(Dataset[list[Document]]):
+    """Micro-batches by number; equal numbers give equal micro-batches, whoever asked for which before.
+
+    A micro-batch holds documents of one width class, about `tokens` with padding. Those longer than `longest`
+    are left out; so is what does not fill a micro-batch at the end of a chunk (about one in a hundred).
+    """
+
+    def __init__(self, source: Source, count: int, tokens: int, longest: int, seed: int) -> None:
+        self.source, self.count, self.tokens = source, count, tokens
+        self.longest, self.seed = longest, seed
+        self._chunk, self._batches = -1, list[list[Document]]()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> list[Document]:
+        """The documents of one micro-batch."""
+        chunk, index = divmod(number, CHUNK)
+        if chunk != self._chunk:
+            self._chunk, self._batches = chunk, self._make(chunk)
+        return self._batches[index]
+
+    def _make(self, chunk: int) -> list[list[Document]]:
+        seed = self.seed * 1_000_003 + chunk
+        classes: dict[int, list[Document]] = {}
+        made: list[list[Document]] = []
+        for document in self.source(seed):
+            size = len(document.tokens)
+            if size > self.longest:
+                continue
+            width = next((width for width in WIDTHS if width >= size), size)
+            held = classes.setdefault(width, [])
+            held.append(document)
+            if len(held) >= max(1, self.tokens // width):
+                made.append(classes.pop(width))
+                if len(made) == CHUNK:
+                    break
+        random.Random(seed).shuffle(made)
+        return made
+
+
+def collate(batches: Sequence[list[Document]]) -> dict[str, Tensor]:
+    """Ids and labels of the documents of all micro-batches, padded on the right. [B, S]"""
+    documents = [document for batch in batches for document in batch]
+    width = max(len(document.tokens) for document in documents)
+    ids, labels = [], []
+    for tokens, mask in documents:
+        room = width - len(tokens)
+        ids.append([*tokens, *[0] * room])
+        learned = [token if wanted else UNLEARNED for token, wanted in zip(tokens, mask, strict=True)]
+        labels.append([*learned, *[UNLEARNED] * room])
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+
+
+class _InOrder(Trainer):  # type: ignore[misc]
+    """Takes micro-batches in the order of their numbers: they are random already."""
+
+    def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+class _Cost(TrainerCallback):  # type: ignore[misc]
+    """Keeps the stage's cost.json."""
+
+    def __init__(self, stage: Stage, tokens_per_step: int) -> None:
+        self.stage, self.tokens, self.began = stage, tokens_per_step, time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tokens, steps and seconds up to this state."""
+        now = time.monotonic()
+        if state.is_world_process_zero:
+            self.stage.write_cost(state.global_step * self.tokens, state.global_step, now - self.began)
+        self.began = now
+
+
+def new_model(shape: Shape, pad: int, end: int) -> PreTrainedModel:
+    """Random weights: normal with 0.02, and less for what is added to the residual stream (GPT-2)."""
+    config = Qwen3Config(
+        **asdict(shape), tie_word_embeddings=True, pad_token_id=pad, eos_token_id=end, bos_token_id=None
+    )
+    model = Qwen3ForCausalLM(config)
+    deep = 0.02 / math.sqrt(2 * shape.num_hidden_layers)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.normal_(std=deep)
+    return model
+
+
+def train(
+    model: PreTrainedModel, source: Source, settings: Supervised, stage: Stage, preset: Preset, text: Path
+) -> None:
+    """Trains `model` and writes it to the stage's directory, with the text files of `text`.
+
+    Goes on from the newest state in the stage's run directory.
+    """
+    devices = max(1, torch.cuda.device_count())
+    per_step = settings.micro_tokens * settings.micro_batches * devices
+    steps = max(1, settings.tokens // per_step)
+    needed = steps * settings.micro_batches * devices
+    batches = MicroBatches(source, needed, settings.micro_tokens, settings.longest, _seed(stage))
+    if preset.compile:
+        model.compile(dynamic=True)
+    trainer = _InOrder(
+        model=model,
+        args=arguments(stage, preset, settings, steps),
+        train_dataset=batches,
+        data_collator=collate,
+        optimizers=(optimiser(model, settings), None),
+        callbacks=[LogCallback(stage.run), _Cost(stage, per_step)],
+    )
+    states = stage.states()
+    trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
+    save(trainer.model, text, stage)
+
+
+def arguments(stage: Stage, preset: Preset, settings: Supervised, steps: int) -> TrainingArguments:
+    """What the Trainer is told: warm-up, a flat rate, a long fall; states, logs, precision."""
+    falling = round(settings.decay * steps)
+    return TrainingArguments(
+        output_dir=str(stage.run),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=settings.micro_batches,
+        learning_rate=settings.rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": falling,
+            "min_lr_ratio": settings.final,
+            "decay_type": "linear",
+        },
+        warmup_steps=max(1, round(settings.warmup * steps)),
+        max_grad_norm=1.0,
+        logging_steps=LOG_EVERY,
+        save_steps=SAVE_EVERY,
+        save_total_limit=2,
+        report_to=["tensorboard"],
+        bf16=preset.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        seed=0,
+    )
+
+
+def optimiser(model: PreTrainedModel, settings: Supervised) -> torch.optim.Optimizer:
+    """Muon for the matrices inside the layers and AdamW for the rest, or AdamW for all."""
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    if settings.optimiser == "adamw":
+        decayed = [weight for _, weight in named if weight.dim() >= 2]
+        others = [weight for _, weight in named if weight.dim() < 2]
+        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95))
+    inside = [weight for name, weight in named if weight.dim() == 2 and ".layers." in name]
+    rest = [weight for name, weight in named if weight.dim() != 2 or ".layers." not in name]
+    return Muon(inside, rest, lr=settings.rate)
+
+
+def start_from(checkpoint: Path | str) -> PreTrainedModel:
+    """A checkpoint in float32: the optimiser needs the small bits."""
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+
+
+def save(model: PreTrainedModel, text: Path, stage: Stage) -> None:
+    """The checkpoint that the stage is for: text files first, weights last."""
+    stage.directory.mkdir(parents=True, exist_ok=True)
+    copy_text_files(text, stage.directory)
+    kept = model.generation_config
+    model.generation_config = None
+    model.save_pretrained(stage.directory)
+    model.generation_config = kept
+
+
+def _seed(stage: Stage) -> int:
+    return 1 + sum(ord(letter) * 31**place for place, letter in enumerate(stage.name)) % 997
