@@ -88,7 +88,7 @@ class LLM:
         num_valid = min(self.tokenizer.num_ids, self.config.vocab_size)
         runner = Runner(decoder, backend, pool.num_blocks, settings.kv, num_valid)
         self.max_context: int = settings.max_context
-        ids = _control_ids(self.tokenizer, checkpoint.eos_ids)
+        ids = control_ids(self.tokenizer, checkpoint.eos_ids)
         self.requests = RequestBuilder(checkpoint.text, self.tokenizer, ids, self.config.vocab_size, settings)
         self.engine = Engine(Scheduler(pool, settings.max_batch_tokens, settings.max_running), runner)
         self.engine.start()
@@ -310,7 +310,7 @@ class AsyncLLM:
         return [AsyncChatStream(llm.engine, llm, llm.requests.encode_hint) for _ in range(count)]
 
 
-def _control_ids(tokenizer: Tokenizer, eos_ids: abc.Iterable[int]) -> ControlIds:
+def control_ids(tokenizer: Tokenizer, eos_ids: abc.Iterable[int]) -> ControlIds:
     """Ids from the loaded tokenizer, never from a table: a model without a token has None there."""
     stops = {i for i in map(tokenizer.control_id, ("<|im_end|>", "<|endoftext|>")) if i is not None}
     stops |= set(eos_ids)
