@@ -1,8 +1,8 @@
-"""A teacher's right answers, in both modes: what a student is fine-tuned on before it is distilled on its own.
+"""A teacher's right answers, in both modes: what a student is fine-tuned on before it learns on its own.
 
-In: an LLM that answers (our engine, in batches), problems drawn from a seed. Out: a file of documents, one line
-for each problem, to which a later call adds the lines that are missing. Only answers that the verifiers accept
-are kept (rejection sampling), and only in the mode that was asked for. It knows no PyTorch and no trainer.
+In: an LLM that answers (our engine, in batches), problems drawn from a seed. Out: a file of documents, one
+line for each problem, to which a later call adds the lines that are missing. Only answers that the verifiers
+accept are kept (rejection sampling), and only in the mode that was asked for. It knows no trainer.
 """
 
 import json
@@ -71,7 +71,11 @@ def keeps_mode(asked: Asked, text: str) -> bool:
     """True when the text thinks exactly if it was asked to, and thinks once."""
     if asked.thinking:
         thought, closed, reply = text.removeprefix("<think>\n").partition("\n</think>\n\n")
-        return text.startswith("<think>\n") and bool(closed and thought.strip()) and "<think>" not in thought + reply
+        return (
+            text.startswith("<think>\n")
+            and bool(closed and thought.strip())
+            and "<think>" not in thought + reply
+        )
     if asked.closes_itself:
         if not text.startswith(EMPTY_THOUGHT):
             return False
@@ -116,15 +120,20 @@ def _with_results(problem: Problem, said: str, calls: Sequence[tuple[str, dict[s
 
 
 class Teacher:
-    """Asks a model problems and keeps what is right. Equal seeds ask equal problems, in any number of runs."""
+    """Asks a model problems and keeps what is right. Equal seeds ask equal problems, in however many runs."""
 
     def __init__(
         self, llm: "LLM", tasks: Sequence[str], seed: int, *, tries: int, max_tokens: int, temperature: float
     ) -> None:
         self.llm, self.seed, self.tries = llm, seed, tries
-        self.tasks = known_tasks(tasks)
+        self.tasks = known_tasks(tasks)  # asked in turn, so that each gets its share
         self.params = SamplingParams(
-            temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, presence_penalty=0.0, max_tokens=max_tokens
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            presence_penalty=0.0,
+            max_tokens=max_tokens,
         )
 
     def write(self, path: Path, problems: int, batch: int = 32) -> Iterator[tuple[int, int]]:
@@ -156,7 +165,7 @@ class Teacher:
 
     def _attempts(self, number: int) -> Iterator[_Attempt]:
         rng = random.Random(f"{self.seed}:{number}")
-        problem = sample(rng.choice(self.tasks), rng)
+        problem = sample(self.tasks[number % len(self.tasks)], rng)
         for thinking in (True, False):
             asked = in_mode(problem, rng, thinking)
             for _ in range(self.tries):
@@ -167,7 +176,9 @@ class Teacher:
         while attempts:
             template, decode = self.llm.template, self.llm.tokenizer.decode
             prompts = [
-                template.encode(a.messages, tools=a.asked.problem.tools or None, enable_thinking=a.asked.switch)
+                template.encode(
+                    a.messages, tools=a.asked.problem.tools or None, enable_thinking=a.asked.switch
+                )
                 for a in attempts
             ]
             done = self.llm.generate(prompts, self.params)
@@ -185,7 +196,7 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def read_answers(path: Path, problems: int) -> list[Learned]:
-    """The documents of the first `problems` lines. Raises UsageError when the teacher has not written them."""
+    """The documents of the first `problems` lines. Raises UsageError where the teacher has not got so far."""
     lines = whole_lines(path)
     if len(lines) < problems:
         raise UsageError(

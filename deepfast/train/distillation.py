@@ -1,41 +1,61 @@
-"""On-policy distillation: the student answers, and learns the teacher's next-token distribution on its answer.
+"""On-policy distillation: the student answers, and learns its teacher's distribution of every next token.
 
-In: the checkpoints of a teacher and of a student with the same tokenizer, problems asked in both modes. Out: the
-distilled student, run by TRL's DistillationTrainer, with resumable states, TensorBoard and CSV logs. The loss is
-KL(student || teacher) per token of the student's own answers (Agarwal et al., arXiv 2306.13649; the Qwen3
-report, section 4.5, leaves the direction open). It does not know how answers are judged: none is.
+In: the checkpoints of a teacher and of a student with the same tokenizer, problems asked in both modes. Out:
+the distilled student, trained by TRL's DistillationTrainer, with resumable states, TensorBoard and CSV logs.
+The loss is KL(student || teacher) per token of the student's own answers (Agarwal et al., arXiv 2306.13649;
+the Qwen3 report, section 4.5, leaves the direction open). It does not know how answers are judged: none is.
 """
 
 import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deepfast.train.answers import Asked, ask
-from deepfast.types import UsageError
-
-if TYPE_CHECKING:
-    from deepfast.train.presets import Distilled
+from deepfast.model import hub
+from deepfast.text.tokenizer import Tokenizer
+from deepfast.train.answers import Asked, Learned, ask
+from deepfast.train.documents import Document
+from deepfast.train.live import Ask, DrawSettings, LiveEngine
+from deepfast.train.presets import Distilled, Shape
+from deepfast.train.stage import Stage
+from deepfast.train.tokenizer import copy_text_files
+from deepfast.types import ModelError, UsageError
 
 Ids = list[int]
 Rollout = Callable[[Any, list[Ids]], list[Ids]]  # (trainer, prompts) -> sampled answers of its model
-TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 REVERSE_KL = 1.0  # TRL's beta: 0 is KL(teacher || student), 1 is KL(student || teacher)
 
 
-def check_shared_tokenizer(teacher: str | Path, student: str | Path) -> None:
+def checkpoint_of(model: str) -> Path:
+    """The directory of a model given by path or name, fetched when it is not here.
+
+    Raises ModelError for what transformers cannot train: a GGUF file, weights packed by `deepfast quantize`.
+    """
+    path = hub.find(model).path
+    if not path.is_dir():
+        raise ModelError(f"{path} is one file. Distillation reads directories in Hugging Face format.")
+    raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if (raw.get("quantization_config") or {}).get("quant_method") == "deepfast":
+        raise ModelError(
+            f"{path} is packed for serving, and its logits are rounded. Name what it was packed from."
+        )
+    return path
+
+
+def shape_for(teacher: Path, shape: Shape) -> tuple[Shape, int, int]:
+    """The shape with as many logits as the teacher has, and the ids of padding and of the end of a turn."""
+    raw = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_dir(teacher)
+    pad, end = (tokenizer.encode(token, control=True)[0] for token in ("<|endoftext|>", "<|im_end|>"))
+    return replace(shape, vocab_size=int(raw["vocab_size"])), pad, end
+
+
+def check_shared_tokenizer(teacher: Path, student: Path) -> None:
     """Raises UsageError unless both checkpoints have the same vocabulary, merges and number of logits."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -56,8 +76,8 @@ def check_shared_tokenizer(teacher: str | Path, student: str | Path) -> None:
     sizes = [AutoConfig.from_pretrained(str(path)).vocab_size for path in (teacher, student)]
     if sizes[0] != sizes[1]:
         raise UsageError(
-            f"the teacher {teacher} has {sizes[0]} logits, the student {student} {sizes[1]}: their vocab_size "
-            f"must be equal. {ways}"
+            f"the teacher {teacher} has {sizes[0]} logits, the student {student} has {sizes[1]}; "
+            f"their vocab_size must be equal. {ways}"
         )
 
 
@@ -66,9 +86,26 @@ def _merges(tokenizer: Any) -> Any:
     return json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
 
 
-def make_prompts(tokenizer: Any, tasks: Sequence[str], count: int, seed: int, thinking: float = 0.5) -> list[str]:
-    """Rendered prompts of random training problems; `thinking` is the share that is asked to think. Equal seeds
-    give equal prompts. Problems with tools end at the first answer: the call, or the reply."""
+def shuffled(learned: Sequence[Learned]) -> Callable[[int], Iterator[Document]]:
+    """The teacher's answers as a source of endless documents: all in a random order, then all in another."""
+
+    def source(seed: int) -> Iterator[Document]:
+        rng, order = random.Random(seed), list(learned)
+        while True:
+            rng.shuffle(order)
+            for tokens, prompt in order:
+                yield Document(tokens, [0] * prompt + [1] * (len(tokens) - prompt))
+
+    return source
+
+
+def make_prompts(
+    tokenizer: Any, tasks: Sequence[str], count: int, seed: int, thinking: float = 0.5
+) -> list[str]:
+    """Rendered prompts of random training problems; `thinking` is the share that is asked to think.
+
+    Equal seeds give equal prompts. Problems with tools end at the first answer: the call, or the reply.
+    """
     rng = random.Random(seed)
     return [rendered(tokenizer, ask(rng, tasks, rng.random() < thinking)) for _ in range(count)]
 
@@ -84,10 +121,10 @@ def rendered(tokenizer: Any, asked: Asked) -> str:
 
 
 def on_policy(
-    student: str | Path,
-    teacher: str | Path,
-    run: Path,
-    settings: "Distilled",
+    student: Path,
+    teacher: Path,
+    stage: Stage,
+    settings: Distilled,
     *,
     tasks: Sequence[str],
     micro_batch: int = 8,
@@ -96,19 +133,18 @@ def on_policy(
     rollout: Rollout | None = None,
     vllm: bool = False,
     bfloat16: bool = False,
-    resume: Path | None = None,
 ) -> Any:
-    """Distil, from the state in `resume` if there is one; returns the trainer, whose model is the student.
+    """Distil, from the newest state of the stage if it has one; returns the trainer, which has the student.
 
     rollout: who samples the student's answers (None: `generate` of transformers, or vLLM). bfloat16: mixed
     precision. Under `accelerate launch` every process takes its share of the `settings.prompts` of a step.
-    Raises UsageError for tokenizers that differ, a wrong batch, a rollout that more than one process asks for.
+    Raises UsageError for tokenizers that differ, a batch that does not divide, a rollout in many processes.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_shared_tokenizer(teacher, student)
     tokenizer = AutoTokenizer.from_pretrained(str(teacher), padding_side="left")
-    args = _arguments(run, settings, micro_batch, save_every, seed, vllm, bfloat16)
+    args = _arguments(stage.run, settings, micro_batch, save_every, seed, vllm, bfloat16)
     if rollout is not None and (args.world_size > 1 or vllm):
         raise UsageError(
             f"our engine samples for one process and without vLLM; here are {args.world_size} processes"
@@ -117,17 +153,21 @@ def on_policy(
     texts = make_prompts(tokenizer, tasks, settings.steps * settings.prompts, seed)
     pair = [AutoModelForCausalLM.from_pretrained(str(path), dtype="float32") for path in (student, teacher)]
     trainer = _trainer(pair, args, texts, tokenizer, rollout)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.add_callback(_cost_keeper(stage))
+    states = stage.states()
+    trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
     return trainer
 
 
 def _arguments(
-    run: Path, settings: "Distilled", micro_batch: int, save_every: int, seed: int, vllm: bool, bfloat16: bool
+    run: Path, settings: Distilled, micro_batch: int, save_every: int, seed: int, vllm: bool, bfloat16: bool
 ) -> Any:
     import torch
     from trl import DistillationConfig
 
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")  # Trainer has no argument for it any more
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(
+        run / "tensorboard"
+    )  # Trainer has no argument for it any more
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro_batch = min(micro_batch, max(1, settings.prompts // processes))
     if settings.prompts % (micro_batch * processes):
@@ -159,6 +199,26 @@ def _arguments(
     )
 
 
+def engine_rollout(text: Path, settings: Distilled, threads: int | None = None) -> Rollout:
+    """Our engine on the student's live weights, with the tokenizer files in `text`; equal seeds, weights and
+    prompts give equal answers, so that a run that is resumed samples what it would have sampled."""
+    engines: list[LiveEngine] = []
+
+    def rollout(trainer: Any, prompts: list[Ids]) -> list[Ids]:
+        if engines:
+            engines[0].refresh()
+        else:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            most = int(model.config.max_position_embeddings)
+            drawing = DrawSettings(settings.temperature, threads=threads, context=most)
+            engines.append(LiveEngine(model, text, drawing))
+        rng = random.Random(f"{trainer.args.seed} {trainer.state.global_step}")
+        asks = [Ask(prompt, settings.max_tokens, rng.getrandbits(62)) for prompt in prompts]
+        return [drawn.ids for drawn in engines[0].draw(asks)]
+
+    return rollout
+
+
 def _trainer(
     pair: Sequence[Any], args: Any, texts: Sequence[str], tokenizer: Any, rollout: Rollout | None
 ) -> Any:
@@ -184,22 +244,35 @@ def _trainer(
     )
 
 
-def publish(trainer: Any, teacher: str | Path, directory: Path) -> None:
-    """Write the trained model as a checkpoint with its teacher's tokenizer, template and sampling defaults.
+def _cost_keeper(stage: Stage) -> Any:
+    from transformers import TrainerCallback
 
-    Every process calls it; one writes. The weights come last: a directory that has them is whole.
+    class Cost(TrainerCallback):  # type: ignore[misc]
+        """Keeps the stage's cost.json: tokens of the prompts and of the student's answers."""
+
+        began = time.monotonic()
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            """Up to this state."""
+            now = time.monotonic()
+            if state.is_world_process_zero:
+                stage.write_cost(int(state.num_input_tokens_seen), state.global_step, now - self.began)
+            self.began = now
+
+    return Cost()
+
+
+def publish(trainer: Any, teacher: Path, stage: Stage) -> None:
+    """Write the student as the stage's checkpoint, with the text files of its teacher.
+
+    Every process calls it; one writes. The weights come last: a stage that has them is done.
     """
-    part = directory / "run" / "final"
+    part = stage.run / "final"
     trainer.save_model(str(part))
     if not trainer.is_world_process_zero():
         return
-    source = Path(teacher)
-    for name in TEXT_FILES:
-        found = next((file for file in (source / name, part / name) if file.is_file()), None)
-        if found is not None:
-            shutil.copyfile(found, directory / name)
-    shutil.copyfile(part / "config.json", directory / "config.json")
-    weights = sorted(part.glob("model*.safetensors*"), key=lambda file: file.suffix == ".json")
-    for file in weights:
-        os.replace(file, directory / file.name)
+    copy_text_files(teacher, stage.directory)
+    shutil.copyfile(part / "config.json", stage.directory / "config.json")
+    for file in sorted(part.glob("model*.safetensors*"), key=lambda file: file.suffix == ".json"):
+        os.replace(file, stage.directory / file.name)
     shutil.rmtree(part)

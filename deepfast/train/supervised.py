@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -214,10 +215,9 @@ def save(model: PreTrainedModel, text: Path, stage: Stage) -> None:
     """The checkpoint that the stage is for: text files first, weights last."""
     stage.directory.mkdir(parents=True, exist_ok=True)
     copy_text_files(text, stage.directory)
-    kept = model.generation_config
-    model.generation_config = None
+    if (text / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(text)  # save_pretrained writes it again
     model.save_pretrained(stage.directory)
-    model.generation_config = kept
 
 
 def _seed(stage: Stage) -> int:
