@@ -16,6 +16,7 @@ from deepfast.train import distillation
 from deepfast.train.answers import Teacher, known_tasks, read_answers
 from deepfast.train.commands import Run, run_recipe
 from deepfast.train.presets import Preset
+from deepfast.train.publish import publish
 from deepfast.train.stage import Stage
 from deepfast.types import UsageError
 
@@ -120,7 +121,7 @@ def learn_on_policy(
         vllm=kind == "vllm",
         bfloat16=preset.precision == "bfloat16",
     )
-    distillation.publish(trainer, teacher, stage)
+    publish(trainer, teacher, stage)
     print(f"written to {stage.directory}")
 
 

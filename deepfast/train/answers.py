@@ -158,9 +158,9 @@ class Teacher:
         rows = []
         for number in numbers:
             mine = [attempt for attempt in attempts if attempt.number == number]
-            best = {a.asked.thinking: a for a in reversed(mine) if a.right}  # the first right one of a mode
-            learned = [item for attempt in best.values() for item in attempt.learned]
-            rows.append({"key": mine[0].asked.problem.key, "modes": len(best), "documents": learned})
+            firsts = [[a for a in mine if a.right and a.asked.thinking == mode][:1] for mode in (True, False)]
+            learned = [item for first in firsts for attempt in first for item in attempt.learned]
+            rows.append({"key": mine[0].asked.problem.key, "documents": learned})
         return rows
 
     def _attempts(self, number: int) -> Iterator[_Attempt]:

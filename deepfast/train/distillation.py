@@ -9,7 +9,6 @@ the Qwen3 report, section 4.5, leaves the direction open). It does not know how 
 import json
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +22,6 @@ from deepfast.train.documents import Document
 from deepfast.train.live import Ask, DrawSettings, LiveEngine
 from deepfast.train.presets import Distilled, Shape
 from deepfast.train.stage import Stage
-from deepfast.train.tokenizer import copy_text_files
 from deepfast.types import ModelError, UsageError
 
 Ids = list[int]
@@ -260,19 +258,3 @@ def _cost_keeper(stage: Stage) -> Any:
             self.began = now
 
     return Cost()
-
-
-def publish(trainer: Any, teacher: Path, stage: Stage) -> None:
-    """Write the student as the stage's checkpoint, with the text files of its teacher.
-
-    Every process calls it; one writes. The weights come last: a stage that has them is done.
-    """
-    part = stage.run / "final"
-    trainer.save_model(str(part))
-    if not trainer.is_world_process_zero():
-        return
-    copy_text_files(teacher, stage.directory)
-    shutil.copyfile(part / "config.json", stage.directory / "config.json")
-    for file in sorted(part.glob("model*.safetensors*"), key=lambda file: file.suffix == ".json"):
-        os.replace(file, stage.directory / file.name)
-    shutil.rmtree(part)

@@ -6,6 +6,7 @@ on the right, so that causal attention needs no mask. It knows no task and no ch
 """
 
 import math
+import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
-    GenerationConfig,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -31,6 +31,7 @@ from deepfast.train.curves import LogCallback
 from deepfast.train.documents import Document
 from deepfast.train.muon import Muon
 from deepfast.train.presets import Preset, Shape, Supervised
+from deepfast.train.publish import publish
 from deepfast.train.stage import Stage
 from deepfast.train.tokenizer import copy_text_files
 
@@ -104,6 +105,15 @@ def collate(batches: Sequence[list[Document]]) -> dict[str, Tensor]:
 class _InOrder(Trainer):  # type: ignore[misc]
     """Takes micro-batches in the order of their numbers: they are random already."""
 
+    settings: Supervised  # set after it was made
+    optimizer: Any
+
+    def create_optimizer(self, *_: Any) -> Any:
+        """Ours, made here because FSDP takes none that was made before it spread the weights."""
+        if self.optimizer is None:
+            self.optimizer = optimiser(self.model, self.settings)
+        return self.optimizer
+
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
@@ -143,7 +153,7 @@ def train(
 
     Goes on from the newest state in the stage's run directory.
     """
-    devices = max(1, torch.cuda.device_count())
+    devices = int(os.environ.get("WORLD_SIZE", "0")) or max(1, torch.cuda.device_count())
     per_step = settings.micro_tokens * settings.micro_batches * devices
     steps = max(1, settings.tokens // per_step)
     needed = steps * settings.micro_batches * devices
@@ -155,12 +165,12 @@ def train(
         args=arguments(stage, preset, settings, steps),
         train_dataset=batches,
         data_collator=collate,
-        optimizers=(optimiser(model, settings), None),
         callbacks=[LogCallback(stage.run), _Cost(stage, per_step)],
     )
+    trainer.settings = settings
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
-    save(trainer.model, text, stage)
+    publish(trainer, text, stage)
 
 
 def arguments(stage: Stage, preset: Preset, settings: Supervised, steps: int) -> TrainingArguments:
@@ -215,9 +225,8 @@ def save(model: PreTrainedModel, text: Path, stage: Stage) -> None:
     """The checkpoint that the stage is for: text files first, weights last."""
     stage.directory.mkdir(parents=True, exist_ok=True)
     copy_text_files(text, stage.directory)
-    if (text / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(text)  # save_pretrained writes it again
     model.save_pretrained(stage.directory)
+    copy_text_files(text, stage.directory)  # its generation_config.json is the one that counts
 
 
 def _seed(stage: Stage) -> int:

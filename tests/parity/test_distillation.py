@@ -32,6 +32,7 @@ from deepfast.train import answers, distillation  # noqa: E402
 from deepfast.train.commands import Run  # noqa: E402
 from deepfast.train.documents import Mixture  # noqa: E402
 from deepfast.train.presets import Distilled, Shape, Supervised, preset_named  # noqa: E402
+from deepfast.train.publish import publish  # noqa: E402
 from deepfast.train.stage import Stage  # noqa: E402
 from deepfast.types import SamplingParams, UsageError  # noqa: E402
 
@@ -115,7 +116,7 @@ def test_distilling_lowers_the_kl_to_the_teacher(tmp_path: Path) -> None:
     assert list((run / "tensorboard").glob("events*"))
 
     assert not stage.done
-    distillation.publish(trainer, teacher, stage)
+    publish(trainer, teacher, stage)
     assert stage.done and stage.cost()["steps"] == 8 and stage.cost()["tokens"] > 8 * 8 * 6
     assert not (run / "final").exists()
     saved = load(run.parent)
