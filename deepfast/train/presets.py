@@ -104,15 +104,16 @@ NANO_SHAPE = Shape(1024, 192, 8, 6, 3, 32, 384)
 
 NANO = Preset(
     name="nano",
+    threads=1,
     shape=NANO_SHAPE,
-    pretrain=Supervised(24_000_000, PLAIN, 5e-3, 2048, 3, 640, decay=0.3),
-    cold_start=Supervised(2_000_000, COLD, 1e-3, 2048, 3, 640, decay=0.8),
+    pretrain=Supervised(30_000_000, PLAIN, 5e-3, 1024, 4, 640, decay=0.3),
+    cold_start=Supervised(2_000_000, COLD, 1e-3, 1024, 4, 640, decay=0.8),
     reasoning=Reinforced(40, 16, 8, 3e-5, 512, dict.fromkeys((*SEARCHES, "product", "division", "bases"), 1.0)),
-    fusion=Supervised(6_000_000, FUSED, 2e-3, 2048, 3, 640, decay=0.8, samples=300),
+    fusion=Supervised(6_000_000, FUSED, 2e-3, 1024, 4, 640, decay=0.8, samples=300),
     general=Reinforced(20, 16, 8, 2e-5, 512, {**dict(ALL_TASKS), "tools": 3.0}),
     distill=Distilled(
         answers=300,
-        off_policy=Supervised(3_000_000, FUSED, 3e-3, 2048, 3, 640, decay=0.8),
+        off_policy=Supervised(3_000_000, FUSED, 3e-3, 1024, 4, 640, decay=0.8),
         steps=50,
         prompts=32,
         rate=1e-4,

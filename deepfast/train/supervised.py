@@ -6,7 +6,6 @@ on the right, so that causal attention needs no mask. It knows no task and no ch
 """
 
 import math
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -153,10 +154,10 @@ def train(
 
     Goes on from the newest state in the stage's run directory.
     """
-    devices = int(os.environ.get("WORLD_SIZE", "0")) or max(1, torch.cuda.device_count())
-    per_step = settings.micro_tokens * settings.micro_batches * devices
+    processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
+    per_step = settings.micro_tokens * settings.micro_batches * processes
     steps = max(1, settings.tokens // per_step)
-    needed = steps * settings.micro_batches * devices
+    needed = steps * settings.micro_batches * processes
     batches = MicroBatches(source, needed, settings.micro_tokens, settings.longest, _seed(stage))
     if preset.compile:
         model.compile(dynamic=True)
@@ -196,6 +197,8 @@ def arguments(stage: Stage, preset: Preset, settings: Supervised, steps: int) ->
         report_to=["tensorboard"],
         bf16=preset.precision == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
@@ -225,8 +228,9 @@ def save(model: PreTrainedModel, text: Path, stage: Stage) -> None:
     """The checkpoint that the stage is for: text files first, weights last."""
     stage.directory.mkdir(parents=True, exist_ok=True)
     copy_text_files(text, stage.directory)
+    if (text / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(text)
     model.save_pretrained(stage.directory)
-    copy_text_files(text, stage.directory)  # its generation_config.json is the one that counts
 
 
 def _seed(stage: Stage) -> int:

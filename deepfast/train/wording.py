@@ -28,7 +28,7 @@ def wording(seed: int = 0) -> Iterator[str]:
     """Questions, thoughts and replies of every task, the fixed sentences, small talk."""
     rng = random.Random(seed)
     for _ in range(PER_TASK):
-        yield from (*_ROLES, f"\n\n{STOP_SENTENCE}\n", *SYSTEM_PROMPTS, *_TOOLS)
+        yield from (*_ROLES, f"\n\n{STOP_SENTENCE}\n", *SYSTEM_PROMPTS, *_TOOLS * 3)
         talk = small_talk(rng, "train", 3_000_000)
         yield from (talk.question, talk.thought, talk.reply)
         for name in TASKS:
@@ -38,6 +38,6 @@ def wording(seed: int = 0) -> Iterator[str]:
                 yield problem.question.replace(word, " ")
                 continue
             yield from (problem.question, "\n" + problem.trace, problem.answer)
-            yield from (json.dumps(tool, ensure_ascii=False) for tool in problem.tools)
+            yield from (json.dumps(tool, ensure_ascii=False) for tool in problem.tools for _ in range(3))
             yield from (turn["content"] for turn in problem.turns if turn["role"] == "tool")
 

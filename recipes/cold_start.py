@@ -1,0 +1,31 @@
+"""Stage 1, the long-thought cold start: `python recipes/cold_start.py --preset nano --work build/nano`.
+
+In: WORK/pretrain, or the base checkpoint of the preset. Out: WORK/cold_start, a model that thinks in the chat format. Few
+tokens on purpose: it learns the pattern, and leaves room to reinforcement (Qwen3 report, section 4.1).
+"""
+
+from pathlib import Path
+
+from deepfast.train.commands import Run, run_recipe
+from deepfast.train.documents import Writer
+from deepfast.train.stage import Stage
+from deepfast.train.supervised import fetch, start_from, train
+
+
+def main(run: Run) -> None:
+    """Trains on thoughts of the solvers and writes WORK/cold_start."""
+    preset, stage = run.preset, Stage(run.work, "cold_start")
+    start = stage.require("pretrain") if preset.base is None else fetch(preset.base)
+    settings = preset.cold_start
+    train(
+        start_from(start),
+        lambda seed: Writer(start, settings.mixture, seed).documents(),
+        settings,
+        stage,
+        preset,
+        Path(start),
+    )
+
+
+if __name__ == "__main__":
+    run_recipe(main, __doc__)
