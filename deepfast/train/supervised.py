@@ -32,6 +32,7 @@ from deepfast.train.curves import LogCallback
 from deepfast.train.documents import Document
 from deepfast.train.muon import Muon
 from deepfast.train.presets import Preset, Shape, Supervised
+from deepfast.train.publish import publish
 from deepfast.train.stage import Stage
 from deepfast.train.tokenizer import copy_text_files
 
@@ -105,6 +106,15 @@ def collate(batches: Sequence[list[Document]]) -> dict[str, Tensor]:
 class _InOrder(Trainer):  # type: ignore[misc]
     """Takes micro-batches in the order of their numbers: they are random already."""
 
+    settings: Supervised  # set after it was made
+    optimizer: Any
+
+    def create_optimizer(self, *_: Any) -> Any:
+        """Ours, made here because FSDP takes none that was made before it spread the weights."""
+        if self.optimizer is None:
+            self.optimizer = optimiser(self.model, self.settings)
+        return self.optimizer
+
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
@@ -156,13 +166,12 @@ def train(
         args=arguments(stage, preset, settings, steps),
         train_dataset=batches,
         data_collator=collate,
-        optimizers=(optimiser(model, settings), None),
         callbacks=[LogCallback(stage.run), _Cost(stage, per_step)],
     )
+    trainer.settings = settings
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
-    if trainer.is_world_process_zero():
-        save(trainer.model, text, stage)
+    publish(trainer, text, stage)
 
 
 def arguments(stage: Stage, preset: Preset, settings: Supervised, steps: int) -> TrainingArguments:
