@@ -32,7 +32,7 @@ from deepfast.train.documents import Document
 from deepfast.train.muon import Muon
 from deepfast.train.presets import Preset, Shape, Supervised
 from deepfast.train.publish import publish
-from deepfast.train.stage import Stage
+from deepfast.train.stage import Stage, num_processes
 from deepfast.types import UsageError
 
 WIDTHS = (
@@ -240,7 +240,7 @@ def arguments(
         report_to=["tensorboard"],
         bf16=preset.precision == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if num_processes() > 1 and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
