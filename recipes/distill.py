@@ -7,6 +7,7 @@ in one process, then `accelerate launch --config_file recipes/accelerate/fsdp.ya
 """
 
 import argparse
+import importlib.util
 import os
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def write_answers(stage: Stage, preset: Preset, teacher: Path, tasks: tuple[str,
         return
     settings = preset.distill
     longest = settings.off_policy.longest
-    with LLM(teacher, config=EngineConfig(threads=preset.threads)) as llm:
+    with LLM(teacher, config=EngineConfig()) as llm:
         asked = Teacher(llm, tasks, seed, tries=TRIES, max_tokens=longest, temperature=settings.temperature)
         for done, kept in asked.write(path, count):
             print(f"{done} of {count} problems asked, {kept} answers kept", flush=True)
@@ -104,11 +105,11 @@ def learn_on_policy(
     """On-policy: the student answers and learns the teacher's distribution. Writes the checkpoint."""
     import torch
 
-    alone = processes() == 1 and not torch.cuda.is_available()
-    kind = args.rollouts or ("deepfast" if alone else "transformers")
-    rollout = (
-        distillation.engine_rollout(teacher, preset.distill, preset.threads) if kind == "deepfast" else None
-    )
+    kind = args.rollouts or ("transformers" if torch.cuda.is_available() else "deepfast")
+    if kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UsageError("--rollouts vllm needs vllm, which is not installed: pip install 'trl[vllm]'.")
+    threads = None if processes() == 1 else preset.threads
+    rollout = distillation.engine_rollout(teacher, preset.distill, threads) if kind == "deepfast" else None
     trainer = distillation.on_policy(
         student,
         teacher,
