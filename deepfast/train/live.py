@@ -208,7 +208,9 @@ class LiveEngine:
         if self._config.tie_word_embeddings:
             tensors.pop(HEAD, None)
         source = LiveTensors(tensors, self._path)
-        return Decoder.load(Checkpoint(self._path, self._config, source, self._eos, self._text), self._backend)
+        return Decoder.load(
+            Checkpoint(self._path, self._config, source, self._eos, self._text), self._backend
+        )
 
 
 def _config(model: Any) -> ModelConfig:
@@ -228,7 +230,9 @@ def _floats(name: str, tensor: Any) -> FloatArray:
     try:
         return finite(values, name, Path("the model"))
     except ModelError:
-        raise ModelError(f"{name} of the model holds NaN or an infinity: its training went astray. Lower the rate.") from None
+        raise ModelError(
+            f"{name} of the model holds NaN or an infinity: its training went astray. Lower the rate."
+        ) from None
 
 
 def _nobody(delta: Delta | None) -> None:

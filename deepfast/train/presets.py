@@ -49,7 +49,8 @@ class Supervised:
 
 @dataclass(frozen=True)
 class Reinforced:
-    """Group-relative policy optimisation: `prompts` x `group` completions in every step."""
+    """Group-relative policy optimisation. Each generation, `prompts` x `group` completions, is learned from in
+    `updates` of the `steps`."""
 
     steps: int
     prompts: int
@@ -59,6 +60,9 @@ class Reinforced:
     tasks: Mapping[str, float]
     temperature: float = 1.0
     rollouts: Rollouts = "deepfast"
+    pool: int = 0  # prompts that are asked again and again; 0: each is asked once
+    updates: int = 1  # of the optimiser for one generation
+    micro: int = 8  # completions in one forward pass on one device
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ NANO = Preset(
     shape=NANO_SHAPE,
     pretrain=Supervised(30_000_000, PLAIN, 5e-3, 1024, 4, 640, decay=0.3),
     cold_start=Supervised(2_000_000, COLD, 1e-3, 1024, 4, 640, decay=0.8),
-    reasoning=Reinforced(40, 16, 8, 3e-5, 512, dict.fromkeys((*SEARCHES, "product", "division", "bases"), 1.0)),
+    reasoning=Reinforced(40, 16, 8, 3e-5, 512, dict.fromkeys((*SEARCHES, "product", "division", "bases"), 1.0), pool=256),
     fusion=Supervised(6_000_000, FUSED, 2e-3, 1024, 4, 640, decay=0.8, samples=300),
     general=Reinforced(20, 16, 8, 2e-5, 512, {**dict(ALL_TASKS), "tools": 3.0}),
     distill=Distilled(

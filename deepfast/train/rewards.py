@@ -66,13 +66,14 @@ def well_formed(
     turns: Sequence[Sequence[str]] | None = None,
     **_: Any,
 ) -> Rewards:
-    """1 where every turn has at most one thought, closed, and a reply; and the last of a problem one boxed answer."""
+    """1 where every turn has at most one thought, closed, and a reply; with one box at most, around the last
+    answer to a problem."""
     rewards: Rewards = []
     for each, p in zip(_all(completions, turns), problem, strict=True):
         parts = [read(text) for text in each]
         last = parts[-1] if parts else None
         boxes = last.reply.count("\\boxed{") if last else 0
-        rewards.append(float(None not in parts and boxes == (p is not None)))
+        rewards.append(float(bool(parts) and None not in parts and boxes <= (p is not None)))
     return rewards
 
 
@@ -85,8 +86,12 @@ def mode_followed(
     """1 where every turn thought, or none did, as the switch or the last flag asked. None where nothing was asked."""
     rewards: Rewards = []
     for each, wanted in zip(_all(completions, turns), think, strict=True):
-        thought = [bool(part.thought and part.thought.strip()) if (part := read(text)) else None for text in each]
-        rewards.append(None if wanted is None else float(bool(thought) and all(is_ is wanted for is_ in thought)))
+        thought = [
+            bool(part.thought and part.thought.strip()) if (part := read(text)) else None for text in each
+        ]
+        rewards.append(
+            None if wanted is None else float(bool(thought) and all(is_ is wanted for is_ in thought))
+        )
     return rewards
 
 
@@ -185,7 +190,9 @@ def shorter(
 
 def _all(completions: Sequence[str], turns: Sequence[Sequence[str]] | None) -> Sequence[Sequence[str]]:
     """Every turn; without rollouts of ours a completion is the one turn, which ended."""
-    return turns if turns is not None else [[text if text.endswith(END) else text + END] for text in completions]
+    return (
+        turns if turns is not None else [[text if text.endswith(END) else text + END] for text in completions]
+    )
 
 
 def _last(completions: Sequence[str], turns: Sequence[Sequence[str]] | None) -> list[str]:

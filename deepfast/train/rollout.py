@@ -7,8 +7,10 @@ what was drawn. `rollout_func` is the shape in which TRL's GRPOTrainer takes it.
 """
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,9 @@ class Rollout:
 class _Run:
     """One episode on its way. seed: of its next draw."""
 
-    def __init__(self, episode: Episode, prompt_ids: list[int], stop_ids: list[int], rng: random.Random) -> None:
+    def __init__(
+        self, episode: Episode, prompt_ids: list[int], stop_ids: list[int], rng: random.Random
+    ) -> None:
         self.episode, self.rollout, self.stop_ids, self._rng = episode, Rollout(prompt_ids), stop_ids, rng
         self.machine: PhaseMachine
         self.open = True
@@ -123,7 +127,9 @@ class Rollouts:
         found = [self.tokenizer.control_id(name) for name in _CONTROL]
         if None in found:
             missing = _CONTROL[found.index(None)]
-            raise UsageError(f"{directory}: the vocabulary has no {missing}. Rollouts need the tokens of Qwen3.")
+            raise UsageError(
+                f"{directory}: the vocabulary has no {missing}. Rollouts need the tokens of Qwen3."
+            )
         think_open, think_close, tool_open, tool_close, self.end, document_end = (int(i or 0) for i in found)
         self.ids = ControlIds(
             think_open, think_close, tool_open, tool_close, frozenset((self.end, document_end))
@@ -131,7 +137,10 @@ class Rollouts:
 
     def sample(self, episodes: Sequence[Episode], draw: Draw, key: object = 0) -> list[Rollout]:
         """A rollout of each. key: draws other tokens than another key does (the training step)."""
-        runs = [self._start(episode, random.Random(f"{self.seed} {key} {i}")) for i, episode in enumerate(episodes)]
+        runs = [
+            self._start(episode, random.Random(f"{self.seed} {key} {i}"))
+            for i, episode in enumerate(episodes)
+        ]
         while asked := [(run, limit) for run in runs if (limit := self._limit(run))]:
             drawn = draw([Ask(run.context, limit, run.seed) for run, limit in asked])
             for (run, limit), each in zip(asked, drawn, strict=True):
@@ -162,7 +171,13 @@ class Rollouts:
         """How many tokens may be drawn next; 0 when the episode is over. Ends a thought whose budget is spent."""
         budget, machine = run.episode.budget, run.machine
         thinks = machine.phase is Phase.THINK
-        if run.open and budget is not None and thinks and not run.spent and machine.reasoning_tokens >= budget:
+        if (
+            run.open
+            and budget is not None
+            and thinks
+            and not run.spent
+            and machine.reasoning_tokens >= budget
+        ):
             run.force(run.stop_ids)
             run.spent = True
         room = min(self.max_tokens, self.context - len(run.rollout.prompt_ids)) - len(run.rollout.ids)
@@ -196,7 +211,8 @@ class Rollouts:
 
     def _end_turn(self, run: _Run) -> str:
         """Keep the turn's text. A last token of tools or budgets may have left nothing of it."""
-        text = self.tokenizer.decode(run.rollout.ids[run.turn_began :])
+        known = self.tokenizer.num_ids  # a vocabulary may be padded with rows that stand for nothing
+        text = self.tokenizer.decode(token for token in run.rollout.ids[run.turn_began :] if token < known)
         if text:
             run.rollout.turns.append(text)
         return text
@@ -238,7 +254,12 @@ class RolloutFunc:
     """
 
     def __init__(
-        self, rollouts: Rollouts, episodes: Mapping[str, Episode], kind: str, settings: DrawSettings, directory: Path
+        self,
+        rollouts: Rollouts,
+        episodes: Mapping[str, Episode],
+        kind: str,
+        settings: DrawSettings,
+        directory: Path,
     ) -> None:
         self.rollouts, self.episodes, self.kind, self.settings = rollouts, episodes, kind, settings
         self._directory = directory
@@ -248,13 +269,17 @@ class RolloutFunc:
     def __call__(self, prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
         """Rollouts for the prompts, in TRL's columns."""
         chosen = [self.episodes[name] for name in prompts]
-        key = trainer.state.global_step, trainer.accelerator.process_index
-        if self.kind == "deepfast":
-            made = self.rollouts.sample(chosen, self._live(trainer), key)
-        else:
-            made = self.rollouts.sample(chosen, lambda asks: _trainer_draws(asks, trainer), key)
+        made = self.sample(chosen, trainer, (trainer.state.global_step, trainer.accelerator.process_index))
         logprobs = [r.logprobs for r in made] if self.kind == "vllm" else None
         return {**columns(chosen, made), "logprobs": logprobs}
+
+    def sample(self, chosen: Sequence[Episode], trainer: Any, key: object) -> list[Rollout]:
+        """Rollouts of the trainer's policy as it is now."""
+        began = time.monotonic()
+        draw = self._live(trainer) if self.kind == "deepfast" else partial(_trainer_draws, trainer)
+        made = self.rollouts.sample(chosen, draw, key)
+        self.seconds += time.monotonic() - began
+        return made
 
     def _live(self, trainer: Any) -> Draw:
         if self._engine is None:
@@ -265,7 +290,7 @@ class RolloutFunc:
         return self._engine.draw
 
 
-def _trainer_draws(asks: Sequence[Ask], trainer: Any) -> list[Drawn]:
+def _trainer_draws(trainer: Any, asks: Sequence[Ask]) -> list[Drawn]:
     """TRL's own generation: transformers, its continuous batching, or vLLM, as GRPOConfig says. TRL's tool loop takes
     the same way; seeds are the trainer's business, and limits are kept by the caller."""
     ids, logprobs = trainer._generate_single_turn([list(ask.ids) for ask in asks], None, {}, 1)
