@@ -177,6 +177,7 @@ def train(
 def arguments(stage: Stage, preset: Preset, settings: Supervised, steps: int) -> TrainingArguments:
     """What the Trainer is told: warm-up, a flat rate, a long fall; states, logs, precision."""
     falling = round(settings.decay * steps)
+    many = PartialState(cpu=not torch.cuda.is_available()).num_processes > 1
     return TrainingArguments(
         output_dir=str(stage.run),
         max_steps=steps,
@@ -197,7 +198,7 @@ def arguments(stage: Stage, preset: Preset, settings: Supervised, steps: int) ->
         report_to=["tensorboard"],
         bf16=preset.precision == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if many and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

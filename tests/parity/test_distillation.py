@@ -189,6 +189,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None
 def test_the_recipe_from_answers_to_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher is a stub that knows the answers of sums, so that there is something to learn."""
     general = checkpoint(tmp_path / "general", 1)
+    monkeypatch.setenv("DEEPFAST_THREADS", "1")
     monkeypatch.setattr(recipe, "LLM", lambda path, config: Solver(LLM(path, config=EngineConfig(threads=1))))
     preset = replace(
         preset_named("nano"), threads=1, distill=settings(steps=1, shape=Shape(0, 64, 1, 2, 1, 32, 64, 512))
