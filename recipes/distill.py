@@ -56,7 +56,7 @@ def main(run: Run) -> None:
             f"preset {preset.name} has no shape for a student. Name a checkpoint: --student DIR."
         )
     student = Stage(stage.run, "off_policy")
-    if args.only in (None, "answers"):
+    if args.only == "answers" or (args.only is None and not student.done):
         write_answers(stage, preset, teacher, tasks, args.seed)
     if args.only in (None, "off-policy") and not student.done:
         learn_answers(stage, student, preset, teacher, args.student, len(tasks))
@@ -86,7 +86,14 @@ def learn_answers(
     """Off-policy: fine-tune the student on the answers."""
     from deepfast.train.supervised import new_model, start_from, train
 
-    learned = read_answers(stage.run / "answers.jsonl", preset.distill.answers * num_tasks)
+    longest = preset.distill.off_policy.longest
+    given = read_answers(stage.run / "answers.jsonl", preset.distill.answers * num_tasks)
+    learned = [item for item in given if len(item.tokens) <= longest]
+    if not learned:
+        raise UsageError(
+            f"none of the teacher's answers is right and at most {longest} tokens long: there is nothing to "
+            "learn. Name another teacher, easier tasks, or raise `longest` in the preset."
+        )
     if student is not None:
         start = distillation.checkpoint_of(student)
         distillation.check_shared_tokenizer(teacher, start)
