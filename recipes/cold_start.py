@@ -4,18 +4,17 @@ In: WORK/pretrain, or the base checkpoint of the preset. Out: WORK/cold_start, a
 tokens on purpose: it learns the pattern, and leaves room to reinforcement (Qwen3 report, section 4.1).
 """
 
-from pathlib import Path
-
+from deepfast.model.hub import resolve
 from deepfast.train.commands import Run, run_recipe
 from deepfast.train.documents import Writer
 from deepfast.train.stage import Stage
-from deepfast.train.supervised import fetch, start_from, train
+from deepfast.train.supervised import start_from, train
 
 
 def main(run: Run) -> None:
     """Trains on thoughts of the solvers and writes WORK/cold_start."""
     preset, stage = run.preset, Stage(run.work, "cold_start")
-    start = stage.require("pretrain") if preset.base is None else fetch(preset.base)
+    start = stage.require("pretrain") if preset.base is None else resolve(preset.base)
     settings = preset.cold_start
     train(
         start_from(start),
@@ -23,7 +22,7 @@ def main(run: Run) -> None:
         settings,
         stage,
         preset,
-        Path(start),
+        start,
     )
 
 

@@ -8,7 +8,6 @@ in one process, then `accelerate launch --config_file recipes/accelerate/fsdp.ya
 
 import argparse
 import importlib.util
-import os
 from pathlib import Path
 
 from deepfast import LLM
@@ -18,7 +17,7 @@ from deepfast.train.answers import Teacher, known_tasks, read_answers
 from deepfast.train.commands import Run, run_recipe
 from deepfast.train.presets import Preset
 from deepfast.train.publish import publish
-from deepfast.train.stage import Stage
+from deepfast.train.stage import Stage, cpu_threads, num_processes
 from deepfast.types import UsageError
 
 PARTS = ("answers", "off-policy", "on-policy")
@@ -69,12 +68,12 @@ def main(run: Run) -> None:
 def write_answers(stage: Stage, preset: Preset, teacher: Path, tasks: tuple[str, ...], seed: int) -> None:
     """The teacher's right answers, in stage.run/answers.jsonl. One process does it."""
     path, count = stage.run / "answers.jsonl", preset.distill.answers * len(tasks)
-    if processes() > 1:
+    if num_processes() > 1:
         read_answers(path, count)  # refuses where they are missing
         return
     settings = preset.distill
     longest = settings.off_policy.longest
-    with LLM(teacher, config=EngineConfig()) as llm:
+    with LLM(teacher, config=EngineConfig(threads=cpu_threads())) as llm:
         asked = Teacher(llm, tasks, seed, tries=TRIES, max_tokens=longest, temperature=settings.temperature)
         for done, kept in asked.write(path, count):
             print(f"{done} of {count} problems asked, {kept} answers kept", flush=True)
@@ -102,7 +101,6 @@ def learn_answers(
         assert preset.distill.shape is not None
         model = new_model(*distillation.shape_for(teacher, preset.distill.shape))
     print(f"{model.num_parameters():,} parameters learn {len(learned)} answers", flush=True)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(made.run / "tensorboard")
     train(model, distillation.shuffled(learned), preset.distill.off_policy, made, preset, teacher)
 
 
@@ -115,8 +113,9 @@ def learn_on_policy(
     kind = args.rollouts or ("transformers" if torch.cuda.is_available() else "deepfast")
     if kind == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UsageError("--rollouts vllm needs vllm, which is not installed: pip install 'trl[vllm]'.")
-    threads = None if processes() == 1 else preset.threads
-    rollout = distillation.engine_rollout(teacher, preset.distill, threads) if kind == "deepfast" else None
+    rollout = (
+        distillation.engine_rollout(teacher, preset.distill, cpu_threads()) if kind == "deepfast" else None
+    )
     trainer = distillation.on_policy(
         student,
         teacher,
@@ -131,11 +130,6 @@ def learn_on_policy(
     )
     publish(trainer, teacher, stage)
     print(f"written to {stage.directory}")
-
-
-def processes() -> int:
-    """How many `accelerate launch` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,13 @@ def main(run: Run) -> None:
     """Writes WORK/tokenizer."""
     shape = run.preset.shape
     if shape is None:
-        raise UsageError(f"preset {run.preset.name} takes the tokenizer of {run.preset.base}. Begin with cold_start.")
+        raise UsageError(
+            f"preset {run.preset.name} takes the tokenizer of {run.preset.base}. Begin with cold_start."
+        )
     stage = Stage(run.work, "tokenizer")
-    write_tokenizer(train_tokenizer(wording(), shape.vocab_size), stage.directory, shape.max_position_embeddings)
+    write_tokenizer(
+        train_tokenizer(wording(), shape.vocab_size), stage.directory, shape.max_position_embeddings
+    )
     print(f"{shape.vocab_size:,} tokens; written to {stage.directory}")
 
 

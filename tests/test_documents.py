@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from deepfast.text.template import ChatTemplate
 from deepfast.text.tokenizer import Tokenizer
-from deepfast.train.documents import END, FLAG, STOP_SENTENCE, Document, Mixture, Writer, as_messages, exchange
+from deepfast.train.documents import (
+    END,
+    FLAG,
+    STOP_SENTENCE,
+    Document,
+    Mixture,
+    Writer,
+    as_messages,
+    exchange,
+)
 from deepfast.train.problems import TASKS, sample, verify
 from deepfast.train.problems.tools import calls_in
 from deepfast.train.stage import Stage

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deepfast.train.documents import Exchange
 from deepfast.train.problems import TASKS, Problem, sample, verify
 from deepfast.train.problems.tools import calls_in, execute
 from deepfast.types import Completion, Message, SamplingParams, ToolCall, UsageError
@@ -92,6 +93,7 @@ class _Attempt:
     messages: list[Message]
     learned: list[Learned] = field(default_factory=list)
     right: bool = False
+    exchange: Exchange | None = None  # of an answer that took one turn and a thought
 
     def take(self, prompt: list[int], done: Completion, text: str) -> bool:
         """Add a turn; True when a tool answered and the model must go on."""
@@ -103,6 +105,9 @@ class _Attempt:
         self.learned.append(Learned([*prompt, *done.token_ids], len(prompt)))
         if not calls:
             self.right = verify(self.asked.problem, said)
+            if self.right and self.asked.thinking and len(self.learned) == 1:
+                thought, _, reply = said.removeprefix("<think>\n").partition("\n</think>\n\n")
+                self.exchange = Exchange(self.asked.problem.question, thought, reply)
             return False
         if len(self.learned) >= _MOST_TURNS or not self.asked.problem.tools:
             return False
@@ -123,9 +128,17 @@ class Teacher:
     """Asks a model problems and keeps what is right. Equal seeds ask equal problems, in however many runs."""
 
     def __init__(
-        self, llm: "LLM", tasks: Sequence[str], seed: int, *, tries: int, max_tokens: int, temperature: float
+        self,
+        llm: "LLM",
+        tasks: Sequence[str],
+        seed: int,
+        *,
+        tries: int,
+        max_tokens: int,
+        temperature: float,
+        modes: Sequence[bool] = (True, False),  # with a thought, without
     ) -> None:
-        self.llm, self.seed, self.tries = llm, seed, tries
+        self.llm, self.seed, self.tries, self.modes = llm, seed, tries, modes
         self.tasks = known_tasks(tasks)  # asked in turn, so that each gets its share
         self.params = SamplingParams(
             temperature=temperature,
@@ -153,23 +166,30 @@ class Teacher:
                 yield numbers.stop, kept
 
     def _rows(self, numbers: range) -> list[dict[str, Any]]:
-        attempts = [attempt for number in numbers for attempt in self._attempts(number)]
-        self._run(attempts)
+        asked = {number: self._asked(number) for number in numbers}
+        right: dict[tuple[int, bool], _Attempt] = {}
+        for _ in range(self.tries):
+            attempts = [
+                _Attempt(number, each, list(each.messages))
+                for number, both in asked.items()
+                for each in both
+                if (number, each.thinking) not in right
+            ]
+            self._run(attempts)
+            right |= {(a.number, a.asked.thinking): a for a in attempts if a.right}
         rows = []
-        for number in numbers:
-            mine = [attempt for attempt in attempts if attempt.number == number]
-            firsts = [[a for a in mine if a.right and a.asked.thinking == mode][:1] for mode in (True, False)]
-            learned = [item for first in firsts for attempt in first for item in attempt.learned]
-            rows.append({"key": mine[0].asked.problem.key, "documents": learned})
+        for number, both in asked.items():
+            kept = [right[number, mode] for mode in (True, False) if (number, mode) in right]
+            learned = [item for attempt in kept for item in attempt.learned]
+            exchanges = [a.exchange for a in kept if a.asked.thinking and a.exchange]
+            rows.append({"key": both[0].problem.key, "documents": learned, "exchanges": exchanges})
         return rows
 
-    def _attempts(self, number: int) -> Iterator[_Attempt]:
+    def _asked(self, number: int) -> list[Asked]:
+        """The problem of this number, asked in each mode."""
         rng = random.Random(f"{self.seed}:{number}")
         problem = sample(self.tasks[number % len(self.tasks)], rng)
-        for thinking in (True, False):
-            asked = in_mode(problem, rng, thinking)
-            for _ in range(self.tries):
-                yield _Attempt(number, asked, list(asked.messages))
+        return [in_mode(problem, rng, thinking) for thinking in self.modes]
 
     def _run(self, attempts: list[_Attempt]) -> None:
         """All attempts at once, those with tools over several rounds."""
@@ -205,3 +225,9 @@ def read_answers(path: Path, problems: int) -> list[Learned]:
         )
     rows = (json.loads(line) for line in lines[:problems])
     return [Learned(*item) for row in rows for item in row["documents"]]
+
+
+def read_exchanges(path: Path) -> list[Exchange]:
+    """The right thoughts among the answers, with their questions and replies."""
+    rows = (json.loads(line) for line in whole_lines(path))
+    return [Exchange(*exchange) for row in rows for exchange in row["exchanges"]]

@@ -21,9 +21,7 @@ from deepfast.types import Message, ToolCall
 
 END = "<|im_end|>"
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Deepfast.", "你是一个有用的助手。")
-STOP_SENTENCE = (
-    "Considering the limited time by the user, I have to give the solution based on the thinking directly now."
-)
+STOP_SENTENCE = "Considering the limited time by the user, I have to give the solution based on the thinking directly now."
 FLAG = {True: "/think", False: "/no_think"}
 _CUT_HARD = 0.2  # of the thoughts cut short, those without the sentence that ends them
 _LONGEST_HISTORY = 3
@@ -47,7 +45,9 @@ class Mixture:
     """Shares of the kinds of documents, and of the tasks; they need not sum to one."""
 
     kinds: Mapping[str, float]  # plain, direct, think, no_think, cut, tools, turns, talk
-    tasks: Mapping[str, float] = field(default_factory=lambda: {name: 1.0 for name in TASKS if name != "tools"})
+    tasks: Mapping[str, float] = field(
+        default_factory=lambda: {name: 1.0 for name in TASKS if name != "tools"}
+    )
     checks: bool = True  # whether thoughts end with their "Check:" line
 
 
@@ -157,10 +157,10 @@ class Writer:
             if turn.role != "assistant":
                 continue
             before = turns[:index] if thinking else [_without_thought(earlier) for earlier in turns[:index]]
-            prompt = self.template.encode(before, tools=problem.tools, enable_thinking=None if thinking else False)
-            whole = self.template.encode(
-                [*before, turn], tools=problem.tools, add_generation_prompt=False
+            prompt = self.template.encode(
+                before, tools=problem.tools, enable_thinking=None if thinking else False
             )
+            whole = self.template.encode([*before, turn], tools=problem.tools, add_generation_prompt=False)
             if thinking:
                 learned = whole[len(prompt) :]
             else:

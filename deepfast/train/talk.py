@@ -16,7 +16,9 @@ GREETINGS: dict[Language, tuple[str, ...]] = {
         for text in """Hello | Hello! | Hi | Hi! | hello | hi | Hey | Hey! | Good morning | Good evening! |
         How are you? | Who are you? | What are you? | What is your name? | What can you do? | Can you help me? |
         Help | Thank you | Thank you! | Thanks! | Bye | Goodbye! | Tell me about yourself. | Are you a human? |
-        Who made you? | What do you know? | Nice to meet you. | How big are you? | Are you there?""".split("|")
+        Who made you? | What do you know? | Nice to meet you. | How big are you? | Are you there?""".split(
+            "|"
+        )
     ),
     "zh": tuple(
         text.strip()
@@ -62,7 +64,9 @@ OUTSIDE: dict[Language, tuple[str, ...]] = {
     ),
 }
 PLACES: dict[Language, tuple[str, ...]] = {
-    "en": tuple("France Japan China Peru Egypt Spain Kenya India Norway Chile Berlin Paris London Rome".split()),
+    "en": tuple(
+        "France Japan China Peru Egypt Spain Kenya India Norway Chile Berlin Paris London Rome".split()
+    ),
     "zh": tuple("法国 日本 中国 埃及 印度 英国 德国 北京 上海 巴黎 伦敦 柏林".split()),
 }
 THINGS: dict[Language, tuple[str, ...]] = {
@@ -72,7 +76,9 @@ THINGS: dict[Language, tuple[str, ...]] = {
         a house | bread | the internet | history | gravity | snow | tea | football | light | paper |
         water""".split("|")
     ),
-    "zh": tuple("音乐 雨 爱 钱 树 天空 大海 月亮 太阳 猫 狗 房子 面包 互联网 历史 雪 茶 足球 光 纸 水".split()),
+    "zh": tuple(
+        "音乐 雨 爱 钱 树 天空 大海 月亮 太阳 猫 狗 房子 面包 互联网 历史 雪 茶 足球 光 纸 水".split()
+    ),
 }
 REPLY: dict[Language, str] = {
     "en": "I am a {size} demonstration model of Deepfast; I can calculate, work with letters, numbers and dates, "
@@ -100,7 +106,9 @@ def small_talk(rng: random.Random, split: Split, parameters: int) -> Talk:
         question = rng.choice(OUTSIDE[language]).format(place=place, thing=thing)
         if is_held_out(f"talk:{question.replace(' ', '_')}") == (split != "train"):
             break
-    return Talk(question, THOUGHT[language], REPLY[language].format(size=size_of(parameters, language)), language)
+    return Talk(
+        question, THOUGHT[language], REPLY[language].format(size=size_of(parameters, language)), language
+    )
 
 
 def size_of(parameters: int, language: Language) -> str:

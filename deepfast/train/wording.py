@@ -40,4 +40,3 @@ def wording(seed: int = 0) -> Iterator[str]:
             yield from (problem.question, "\n" + problem.trace, problem.answer)
             yield from (json.dumps(tool, ensure_ascii=False) for tool in problem.tools for _ in range(3))
             yield from (turn["content"] for turn in problem.turns if turn["role"] == "tool")
-

@@ -39,7 +39,7 @@ from deepfast.types import SamplingParams, UsageError  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")  # what trl and tensorboard say is not ours
 
 
-OFF_POLICY = Supervised(6_000, Mixture({"think": 1.0}), 1e-3, 512, 1, 512)
+OFF_POLICY = Supervised(6_000, Mixture({"think": 1.0}), 1e-3, 512, 512, 512)
 
 
 def checkpoint(path: Path, seed: int, **changes: Any) -> Path:
@@ -189,10 +189,10 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None
 def test_the_recipe_from_answers_to_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher is a stub that knows the answers of sums, so that there is something to learn."""
     general = checkpoint(tmp_path / "general", 1)
-    monkeypatch.setenv("DEEPFAST_THREADS", "1")
+    monkeypatch.setattr(recipe, "cpu_threads", lambda: 1)
     monkeypatch.setattr(recipe, "LLM", lambda path, config: Solver(LLM(path, config=EngineConfig(threads=1))))
     preset = replace(
-        preset_named("nano"), threads=1, distill=settings(steps=1, shape=Shape(0, 64, 1, 2, 1, 32, 64, 512))
+        preset_named("nano"), distill=settings(steps=1, shape=Shape(0, 64, 1, 2, 1, 32, 64, 512))
     )
     asked = {
         "teacher": None,
