@@ -70,6 +70,12 @@ def distance(student: Any, teacher: Any, sequences: Any) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost more than the training here, and have tests of their own."""
+    monkeypatch.setattr("deepfast.train.curves.draw", lambda *_: None)
+
+
 class Solver:
     """An LLM that answers questions about sums rightly, in the mode that the prompt asks for."""
 
