@@ -1,7 +1,8 @@
 """Stage 1, the long-thought cold start: `python recipes/cold_start.py --preset nano --work build/nano`.
 
-In: WORK/pretrain, or the base checkpoint of the preset. Out: WORK/cold_start, a model that thinks in the chat format. Few
-tokens on purpose: it learns the pattern, and leaves room to reinforcement (Qwen3 report, section 4.1).
+In: WORK/pretrain, or the base checkpoint of the preset. Out: WORK/cold_start, a model that thinks in the chat
+format. Few tokens on purpose: it learns the pattern, and leaves room to reinforcement (Qwen3 report, section
+4.1).
 """
 
 from deepfast.model.hub import resolve

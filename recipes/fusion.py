@@ -1,9 +1,9 @@
 """Stage 3, thinking-mode fusion: `python recipes/fusion.py --preset nano --work build/nano`.
 
-In: WORK/reasoning. Out: WORK/fusion, a model that thinks or answers at once as it is asked, answers from a thought cut
-short, calls tools, follows the last flag of a conversation and says what it cannot do. The thoughts to learn from are
-the model's own, those that led to right answers (Qwen3 report, section 4.3). With several processes: `--only
-answers` first, in one.
+In: WORK/reasoning. Out: WORK/fusion, a model that thinks or answers at once as it is asked, answers from a
+thought cut short, calls tools, follows the last flag of a conversation and says what it cannot do. The
+thoughts to learn from are the model's own, those that led to right answers (Qwen3 report, section 4.3). With
+several processes: `--only answers` first, in one.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Stage 0, the tokenizer: `python recipes/tokenizer.py --preset nano --work build/nano`.
 
-In: a preset with a shape. Out: WORK/tokenizer, the text files of a checkpoint. Merges are learned on the wording of
-problems, never on the words whose letters are counted. A preset with a base checkpoint brings its own tokenizer.
+In: a preset with a shape. Out: WORK/tokenizer, the text files of a checkpoint. Merges are learned on the
+wording of problems, never on the words whose letters are counted. A preset with a base checkpoint brings its
+own tokenizer.
 """
 
 from deepfast.train.commands import Run, run_recipe

@@ -1,7 +1,8 @@
 """All stages in their order, then the card: `python recipes/train_nano.py --preset mini`.
 
-In: a preset that starts from random weights. Out: every WORK/STAGE, and a model card in the last. Supervised stages run
-as one process per CPU, which no barrier holds up inside a step. Started again after a kill, it goes on where it was.
+In: a preset that starts from random weights. Out: every WORK/STAGE, and a model card in the last. Supervised
+stages run as one process per CPU, which no barrier holds up inside a step. Started again after a kill, it
+goes on where it was.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Training documents are what serving renders, and only answers are learned.
 
-In: deepfast.train's documents, small talk, wording, tokenizer and stages, with the bundled tokenizer. It needs no PyTorch.
+In: deepfast.train's documents, small talk, wording, tokenizer and stages, with the bundled tokenizer. It
+needs no PyTorch.
 """
 
 import itertools

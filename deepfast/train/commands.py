@@ -1,7 +1,7 @@
 """What the recipes' command lines share: arguments, the preset, threads, errors in one line.
 
-In: a description, the arguments of one recipe. Out: a `Run` with preset, working directory and arguments. It knows no
-stage.
+In: a description, the arguments of one recipe. Out: a `Run` with preset, working directory and arguments. It
+knows no stage.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfast.train.stage import cpu_threads
 from deepfast.train.presets import PRESETS, Preset, preset_named
+from deepfast.train.stage import cpu_threads
 from deepfast.types import DeepfastError, UsageError
 
 

@@ -1,7 +1,7 @@
 """The numbers of each recipe: two presets for CPU cores, one for a GPU, one for many.
 
-In: a name. Out: a `Preset` with one settings object per stage. It knows no trainer; what a number does is said
-where the stage is.
+In: a name. Out: a `Preset` with one settings object per stage. It knows no trainer; what a number does is
+said where the stage is.
 """
 
 from collections.abc import Mapping
@@ -52,8 +52,8 @@ class Supervised:
 
 @dataclass(frozen=True)
 class Reinforced:
-    """Group-relative policy optimisation. Each generation, `prompts` x `group` completions, is learned from in
-    `updates` of the `steps`."""
+    """Group-relative policy optimisation. Each generation, `prompts` x `group` completions, is learned from
+    in `updates` of the `steps`."""
 
     steps: int
     prompts: int

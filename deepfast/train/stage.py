@@ -1,8 +1,8 @@
 """Where a training stage keeps its files, and what it costs.
 
-In: a working directory and the name of a stage. Out: the paths that all recipes agree on, the stage that comes
-before, cost.json. WORK/NAME is a Hugging Face checkpoint once the stage is done; WORK/NAME/run holds what resumes
-it and its logs. It knows no trainer.
+In: a working directory and the name of a stage. Out: the paths that all recipes agree on, the stage that
+comes before, cost.json. WORK/NAME is a Hugging Face checkpoint once the stage is done; WORK/NAME/run holds
+what resumes it and its logs. It knows no trainer.
 """
 
 import json
@@ -53,7 +53,9 @@ class Stage:
         return earlier.directory
 
     def open_logs(self) -> None:
-        """Makes run/ and tells TensorBoard's writer where it is (transformers reads that from the environment)."""
+        """Makes run/ and tells TensorBoard's writer where it is (transformers reads that from the
+        environment).
+        """
         self.run.mkdir(parents=True, exist_ok=True)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.run / "tensorboard")
 

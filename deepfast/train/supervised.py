@@ -1,8 +1,8 @@
 """Next-token training on documents: pre-training, cold start and fusion, on transformers' Trainer.
 
-In: a start (random weights or a checkpoint), documents, settings. Out: a Hugging Face checkpoint with its text
-files; logs; states from which a killed run goes on exactly. Documents of like length share a micro-batch, padded
-on the right, so that causal attention needs no mask. It knows no task and no chat format.
+In: a start (random weights or a checkpoint), documents, settings. Out: a Hugging Face checkpoint with its
+text files; logs; states from which a killed run goes on exactly. Documents of like length share a
+micro-batch, padded on the right, so that causal attention needs no mask. It knows no task and no chat format.
 """
 
 import math
@@ -70,7 +70,7 @@ class Source(Protocol):
     def __call__(self, seed: int) -> Iterator[Document]: ...
 
 
-class MicroBatches(Dataset[list[Document]]):
+class MicroBatches(Dataset):  # type: ignore[misc]
     """Micro-batches by number; equal numbers give equal micro-batches, whoever asked for which before.
 
     A micro-batch holds documents of one width class, about `tokens` with padding. Those longer than `longest`
@@ -203,12 +203,14 @@ def train(
 
 
 def micro_batches(settings: Supervised, processes: int) -> int:
-    """How many each process adds up for a step of `step_tokens`. Raises UsageError where that is no whole number."""
+    """How many each process adds up for a step of `step_tokens`. Raises UsageError where that is no whole
+    number.
+    """
     together = settings.micro_tokens * processes
     if settings.step_tokens % together:
         raise UsageError(
-            f"a step of {settings.step_tokens:,} tokens cannot be shared by {processes} processes in micro-batches of "
-            f"{settings.micro_tokens:,}. Start another number of processes."
+            f"a step of {settings.step_tokens:,} tokens cannot be shared by {processes} processes "
+            f"in micro-batches of {settings.micro_tokens:,}. Start another number of processes."
         )
     return settings.step_tokens // together
 
@@ -268,4 +270,8 @@ def start_from(checkpoint: Path | str) -> PreTrainedModel:
 
 
 def _seed(stage: Stage) -> int:
-    return 1 + sum(ord(letter) * 31**place for place, letter in enumerate(stage.name)) % 997
+    """Each stage has its own."""
+    total = 0
+    for place, letter in enumerate(stage.name):
+        total += ord(letter) * 31**place
+    return 1 + total % 997

@@ -1,7 +1,7 @@
 """The texts that a small tokenizer is learned on: how problems are worded, not what they hold.
 
-In: a seed, the chat template. Out: texts. Words whose letters are counted or turned around are left out, so that no
-merge is learned on them and they arrive nearly letter by letter. It knows no tokenizer.
+In: a seed, the chat template. Out: texts. Words whose letters are counted or turned around are left out, so
+that no merge is learned on them and they arrive nearly letter by letter. It knows no tokenizer.
 """
 
 import json
