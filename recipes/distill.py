@@ -7,6 +7,7 @@ in one process, then `accelerate launch --config_file recipes/accelerate/fsdp.ya
 """
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from deepfast import LLM
@@ -54,7 +55,7 @@ def main(run: Run) -> None:
             f"preset {preset.name} has no shape for a student. Name a checkpoint: --student DIR."
         )
     student = Stage(stage.run, "off_policy")
-    if args.only in (None, "answers"):
+    if args.only == "answers" or (args.only is None and not student.done):
         write_answers(stage, preset, teacher, tasks, args.seed)
     if args.only in (None, "off-policy") and not student.done:
         learn_answers(stage, student, preset, teacher, args.student, len(tasks))
@@ -84,7 +85,14 @@ def learn_answers(
     """Off-policy: fine-tune the student on the answers."""
     from deepfast.train.supervised import new_model, start_from, train
 
-    learned = read_answers(stage.run / "answers.jsonl", preset.distill.answers * num_tasks)
+    longest = preset.distill.off_policy.longest
+    given = read_answers(stage.run / "answers.jsonl", preset.distill.answers * num_tasks)
+    learned = [item for item in given if len(item.tokens) <= longest]
+    if not learned:
+        raise UsageError(
+            f"none of the teacher's answers is right and at most {longest} tokens long: there is nothing to "
+            "learn. Name another teacher, easier tasks, or raise `longest` in the preset."
+        )
     if student is not None:
         start = distillation.checkpoint_of(student)
         distillation.check_shared_tokenizer(teacher, start)
@@ -102,8 +110,9 @@ def learn_on_policy(
     """On-policy: the student answers and learns the teacher's distribution. Writes the checkpoint."""
     import torch
 
-    alone = num_processes() == 1 and not torch.cuda.is_available()
-    kind = args.rollouts or ("deepfast" if alone else "transformers")
+    kind = args.rollouts or ("transformers" if torch.cuda.is_available() else "deepfast")
+    if kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UsageError("--rollouts vllm needs vllm, which is not installed: pip install 'trl[vllm]'.")
     rollout = (
         distillation.engine_rollout(teacher, preset.distill, cpu_threads()) if kind == "deepfast" else None
     )

@@ -166,25 +166,30 @@ class Teacher:
                 yield numbers.stop, kept
 
     def _rows(self, numbers: range) -> list[dict[str, Any]]:
-        attempts = [attempt for number in numbers for attempt in self._attempts(number)]
-        self._run(attempts)
+        asked = {number: self._asked(number) for number in numbers}
+        right: dict[tuple[int, bool], _Attempt] = {}
+        for _ in range(self.tries):
+            attempts = [
+                _Attempt(number, each, list(each.messages))
+                for number, both in asked.items()
+                for each in both
+                if (number, each.thinking) not in right
+            ]
+            self._run(attempts)
+            right |= {(a.number, a.asked.thinking): a for a in attempts if a.right}
         rows = []
-        for number in numbers:
-            mine = [attempt for attempt in attempts if attempt.number == number]
-            firsts = [[a for a in mine if a.right and a.asked.thinking == mode][:1] for mode in (True, False)]
-            learned = [item for first in firsts for attempt in first for item in attempt.learned]
-            exchanges = [attempt.exchange for attempt in firsts[0] if attempt.exchange]
-            key = mine[0].asked.problem.key
-            rows.append({"key": key, "documents": learned, "exchanges": exchanges})
+        for number, both in asked.items():
+            kept = [right[number, mode] for mode in (True, False) if (number, mode) in right]
+            learned = [item for attempt in kept for item in attempt.learned]
+            exchanges = [a.exchange for a in kept if a.asked.thinking and a.exchange]
+            rows.append({"key": both[0].problem.key, "documents": learned, "exchanges": exchanges})
         return rows
 
-    def _attempts(self, number: int) -> Iterator[_Attempt]:
+    def _asked(self, number: int) -> list[Asked]:
+        """The problem of this number, asked in each mode."""
         rng = random.Random(f"{self.seed}:{number}")
         problem = sample(self.tasks[number % len(self.tasks)], rng)
-        for thinking in self.modes:
-            asked = in_mode(problem, rng, thinking)
-            for _ in range(self.tries):
-                yield _Attempt(number, asked, list(asked.messages))
+        return [in_mode(problem, rng, thinking) for thinking in self.modes]
 
     def _run(self, attempts: list[_Attempt]) -> None:
         """All attempts at once, those with tools over several rounds."""

@@ -135,19 +135,15 @@ def on_policy(
     """Distil, from the newest state of the stage if it has one; returns the trainer, which has the student.
 
     rollout: who samples the student's answers (None: `generate` of transformers, or vLLM). bfloat16: mixed
-    precision. Under `accelerate launch` every process takes its share of the `settings.prompts` of a step.
-    Raises UsageError for tokenizers that differ, a batch that does not divide, a rollout in many processes.
+    precision, and activations computed twice to save memory. Under `accelerate launch` every process takes
+    its share of the `settings.prompts` of a step.
+    Raises UsageError for tokenizers that differ, a batch that does not divide among processes.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_shared_tokenizer(teacher, student)
     tokenizer = AutoTokenizer.from_pretrained(str(teacher), padding_side="left")
     args = _arguments(stage.run, settings, micro_batch, save_every, seed, vllm, bfloat16)
-    if rollout is not None and (args.world_size > 1 or vllm):
-        raise UsageError(
-            f"our engine samples for one process and without vLLM; here are {args.world_size} processes"
-            f"{' and vLLM' if vllm else ''}. Choose --rollouts transformers or --rollouts vllm."
-        )
     texts = make_prompts(tokenizer, tasks, settings.steps * settings.prompts, seed)
     pair = [AutoModelForCausalLM.from_pretrained(str(path), dtype="float32") for path in (student, teacher)]
     trainer = _trainer(pair, args, texts, tokenizer, rollout)
@@ -198,8 +194,11 @@ def _arguments(
 
 
 def engine_rollout(text: Path, settings: Distilled, threads: int | None = None) -> Rollout:
-    """Our engine on the student's live weights, with the tokenizer files in `text`; equal seeds, weights and
-    prompts give equal answers, so that a run that is resumed samples what it would have sampled."""
+    """Our engine on the student's live weights, with the tokenizer files in `text`.
+
+    Equal seeds, weights and prompts give equal answers: a resumed run samples what it would have sampled.
+    The engine raises UsageError where FSDP spreads the weights over processes.
+    """
     engines: list[LiveEngine] = []
 
     def rollout(trainer: Any, prompts: list[Ids]) -> list[Ids]:
@@ -210,7 +209,9 @@ def engine_rollout(text: Path, settings: Distilled, threads: int | None = None) 
             most = int(model.config.max_position_embeddings)
             drawing = DrawSettings(settings.temperature, threads=threads, context=most)
             engines.append(LiveEngine(model, text, drawing))
-        rng = random.Random(f"{trainer.args.seed} {trainer.state.global_step}")
+        rng = random.Random(
+            f"{trainer.args.seed} {trainer.state.global_step} {trainer.accelerator.process_index}"
+        )
         asks = [Ask(prompt, settings.max_tokens, rng.getrandbits(62)) for prompt in prompts]
         return [drawn.ids for drawn in engines[0].draw(asks)]
 

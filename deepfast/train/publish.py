@@ -17,8 +17,12 @@ def publish(trainer: Any, text: Path, stage: Stage) -> None:
     """Write the trainer's model, whole even where FSDP spreads it. Every process calls it; one writes."""
     part = stage.run / "final"
     trainer.save_model(str(part))
-    if not trainer.is_world_process_zero():
-        return
+    if trainer.is_world_process_zero():
+        _move(part, text, stage)
+    trainer.accelerator.wait_for_everyone()  # the next stage reads what one process wrote
+
+
+def _move(part: Path, text: Path, stage: Stage) -> None:
     copy_text_files(text, stage.directory)
     if not (text / "generation_config.json").exists() and (part / "generation_config.json").exists():
         shutil.copyfile(part / "generation_config.json", stage.directory / "generation_config.json")

@@ -29,6 +29,80 @@ __all__ = ["compute_score"]
 '''
 
 
+GRPO = """# GRPO with verifiable rewards, for verl {version}. Written by recipes/export_verl.py.
+# {command}
+
+hydra:
+  searchpath: [pkg://verl.trainer.config]  # where the defaults of verl are
+defaults: [ppo_trainer, _self_]  # its FSDP workers; what follows overrides them
+
+data:
+  train_files: {train}
+  val_files: {test}  # held-out problems
+  train_batch_size: {prompts}  # prompts a step: a large batch, as the Qwen3 report has it (4.2)
+  max_prompt_length: {max_prompt}
+  max_response_length: {max_response}  # a longer thought gets no reward: its answer is never said
+  filter_overlong_prompts: true  # leave them out instead of ending the run
+  truncation: error
+  seed: 0
+
+actor_rollout_ref:
+  model:
+    path: {model}  # a checkpoint that thinks already: cold_start, or an instruct model
+  actor:
+    strategy: fsdp2
+    optim:
+      lr: 1.0e-06  # as in verl's own Qwen3 example
+    ppo_mini_batch_size: {mini_batch}  # prompts of an update: four updates a step
+    use_dynamic_bsz: true  # micro-batches by tokens: thoughts differ much in length
+    ppo_max_token_len_per_gpu: {micro_tokens}  # tokens of a micro-batch; at least one answer
+    use_kl_loss: true  # stay near the start, so that other abilities are kept
+    kl_loss_coef: 0.001
+    kl_loss_type: low_var_kl  # the estimator that is never negative
+    entropy_coeff: 0  # no bonus for randomness
+    checkpoint:
+      save_contents: [model, optimizer, extra, hf_model]  # hf_model: also as transformers reads it
+      load_contents: [model, optimizer, extra]
+  ref:
+    fsdp_config:
+      param_offload: true  # only read once a step
+  rollout:
+    name: vllm
+    n: {group}  # answers to a prompt, whose mean reward is the baseline
+    temperature: 1.0  # the policy's own distribution
+    tensor_model_parallel_size: 1  # each GPU answers alone; raise it for models that need several
+    gpu_memory_utilization: 0.6  # the rest is for training, on the same GPUs
+    val_kwargs:
+      do_sample: true  # greedy thoughts loop; these are Qwen3's settings for thinking
+      temperature: 0.6
+      top_p: 0.95
+      top_k: 20
+
+algorithm:
+  adv_estimator: grpo
+  use_kl_in_reward: false  # it is in the loss
+
+reward:
+  num_workers: 8  # processes that verify; deepfast must be installed where they run
+  custom_reward_function:
+    path: {reward}
+    name: compute_score
+
+trainer:
+  nnodes: {nodes}
+  n_gpus_per_node: {gpus}
+  total_epochs: {epochs}
+  save_freq: 10  # steps
+  test_freq: 10
+  max_actor_ckpt_to_keep: 2
+  resume_mode: auto  # started again, it goes on from the newest checkpoint
+  project_name: deepfast
+  experiment_name: grpo
+  default_local_dir: {checkpoints}
+  logger: [console, tensorboard, file]  # file: one JSON line a step
+"""
+
+
 def exportable(names: Sequence[str]) -> tuple[str, ...]:
     """The tasks to export. Raises UsageError for the task with tools, which verl wants as its own classes."""
     tasks = known_tasks(names)
@@ -145,83 +219,28 @@ class Cluster:
 
 def settings(cluster: Cluster) -> str:
     """grpo.yaml: what we set, and why; all the rest is verl's default."""
-    files = {
-        name: json.dumps(str(cluster.directory / name))
-        for name in ("train.parquet", "test.parquet", "reward.py")
-    }
-    longest = cluster.max_prompt + cluster.max_response
-    return f"""# GRPO with verifiable rewards, for verl {VERSION}. Written by recipes/export_verl.py.
-# {launch(cluster)}
 
-hydra:
-  searchpath: [pkg://verl.trainer.config]  # where the defaults of verl are
-defaults: [ppo_trainer, _self_]  # its FSDP workers; what follows overrides them
+    def path(name: str) -> str:
+        return json.dumps(str(cluster.directory / name))
 
-data:
-  train_files: {files["train.parquet"]}
-  val_files: {files["test.parquet"]}  # held-out problems
-  train_batch_size: {cluster.prompts}  # prompts a step: a large batch, as the Qwen3 report has it (4.2)
-  max_prompt_length: {cluster.max_prompt}
-  max_response_length: {cluster.max_response}  # a longer thought gets no reward: its answer is never said
-  filter_overlong_prompts: true  # leave them out instead of ending the run
-  truncation: error
-  seed: 0
-
-actor_rollout_ref:
-  model:
-    path: {json.dumps(cluster.model)}  # a checkpoint that thinks already: cold_start, or an instruct model
-  actor:
-    strategy: fsdp2
-    optim:
-      lr: 1.0e-06  # as in verl's own Qwen3 example
-    ppo_mini_batch_size: {cluster.prompts // 4}  # prompts of an update: four updates a step
-    use_dynamic_bsz: true  # micro-batches by tokens: thoughts differ much in length
-    ppo_max_token_len_per_gpu: {max(16384, 2 * longest)}  # tokens of a micro-batch; at least one answer
-    use_kl_loss: true  # stay near the start, so that other abilities are kept
-    kl_loss_coef: 0.001
-    kl_loss_type: low_var_kl  # the estimator that is never negative
-    entropy_coeff: 0  # no bonus for randomness
-    checkpoint:
-      save_contents: [model, optimizer, extra, hf_model]  # hf_model: also as transformers reads it
-      load_contents: [model, optimizer, extra]
-  ref:
-    fsdp_config:
-      param_offload: true  # only read once a step
-  rollout:
-    name: vllm
-    n: {cluster.group}  # answers to a prompt, whose mean reward is the baseline
-    temperature: 1.0  # the policy's own distribution
-    tensor_model_parallel_size: 1  # each GPU answers alone; raise it for models that need several
-    gpu_memory_utilization: 0.6  # the rest is for training, on the same GPUs
-    val_kwargs:
-      do_sample: true  # greedy thoughts loop; these are Qwen3's settings for thinking
-      temperature: 0.6
-      top_p: 0.95
-      top_k: 20
-
-algorithm:
-  adv_estimator: grpo
-  use_kl_in_reward: false  # it is in the loss
-
-reward:
-  num_workers: 8  # processes that verify; deepfast must be installed where they run
-  custom_reward_function:
-    path: {files["reward.py"]}
-    name: compute_score
-
-trainer:
-  nnodes: {cluster.nodes}
-  n_gpus_per_node: {cluster.gpus}
-  total_epochs: {cluster.epochs}
-  save_freq: 10  # steps
-  test_freq: 10
-  max_actor_ckpt_to_keep: 2
-  resume_mode: auto  # started again, it goes on from the newest checkpoint
-  project_name: deepfast
-  experiment_name: grpo
-  default_local_dir: {json.dumps(str(cluster.directory / "checkpoints"))}
-  logger: [console, tensorboard, file]  # file: one JSON line a step
-"""
+    return GRPO.format(
+        version=VERSION,
+        command=launch(cluster),
+        train=path("train.parquet"),
+        test=path("test.parquet"),
+        reward=path("reward.py"),
+        checkpoints=path("checkpoints"),
+        model=json.dumps(cluster.model),
+        prompts=cluster.prompts,
+        mini_batch=cluster.prompts // 4,
+        group=cluster.group,
+        max_prompt=cluster.max_prompt,
+        max_response=cluster.max_response,
+        micro_tokens=max(16384, 2 * (cluster.max_prompt + cluster.max_response)),
+        nodes=cluster.nodes,
+        gpus=cluster.gpus,
+        epochs=cluster.epochs,
+    )
 
 
 def launch(cluster: Cluster) -> str:

@@ -70,6 +70,12 @@ def distance(student: Any, teacher: Any, sequences: Any) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost more than the training here, and have tests of their own."""
+    monkeypatch.setattr("deepfast.train.curves.draw", lambda *_: None)
+
+
 class Solver:
     """An LLM that answers questions about sums rightly, in the mode that the prompt asks for."""
 
@@ -189,7 +195,8 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None
 def test_the_recipe_from_answers_to_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher is a stub that knows the answers of sums, so that there is something to learn."""
     general = checkpoint(tmp_path / "general", 1)
-    monkeypatch.setattr(recipe, "LLM", lambda path, config: Solver(LLM(path, config=config)))
+    monkeypatch.setattr(recipe, "cpu_threads", lambda: 1)
+    monkeypatch.setattr(recipe, "LLM", lambda path, config: Solver(LLM(path, config=EngineConfig(threads=1))))
     preset = replace(
         preset_named("nano"), distill=settings(steps=1, shape=Shape(0, 64, 1, 2, 1, 32, 64, 512))
     )
@@ -208,6 +215,11 @@ def test_the_recipe_from_answers_to_checkpoint(tmp_path: Path, monkeypatch: pyte
 
     with pytest.raises(UsageError, match="answers to 0 of 2 problems.*--only answers"):
         run("off-policy")
+    stage.run.mkdir(parents=True)
+    (stage.run / "answers.jsonl").write_text('{"documents":[]}\n' * 2)
+    with pytest.raises(UsageError, match="there is nothing to learn"):
+        run("off-policy")
+    (stage.run / "answers.jsonl").unlink()
     run(None)
     assert len(answers.read_answers(stage.run / "answers.jsonl", 2)) == 4
     assert (stage.run / "off_policy/run/log.csv").exists()
