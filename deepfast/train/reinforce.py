@@ -1,8 +1,8 @@
 """Reinforcement learning with verifiable rewards (GRPO) on TRL: what the stages reasoning and general share.
 
-In: the checkpoint of the stage before, prompts, weighted rewards, settings. Out: a Hugging Face checkpoint; log.csv,
-curves.png, TensorBoard; states from which a killed run goes on exactly. The loss is TRL's with its default, DAPO
-(arXiv 2503.14476): the mean over tokens, a higher upper clip, no KL term. It knows no task.
+In: the checkpoint of the stage before, prompts, weighted rewards, settings. Out: a Hugging Face checkpoint;
+log.csv, curves.png, TensorBoard; states from which a killed run goes on exactly. The loss is TRL's with its
+default, DAPO (arXiv 2503.14476): the mean over tokens, a higher upper clip, no KL term. It knows no task.
 """
 
 import random
@@ -28,6 +28,7 @@ from deepfast.train.rewards import Reward, is_correct
 from deepfast.train.rollout import Episode, RolloutFunc, Rollouts
 from deepfast.train.stage import Stage
 from deepfast.train.supervised import save, start_from
+from deepfast.train.tokenizer import copy_text_files
 from deepfast.types import UsageError
 
 CLIP, CLIP_HIGH = 0.2, 0.28  # DAPO
@@ -40,8 +41,8 @@ Weighted = Mapping[Reward, float]
 
 
 class Trainer(GRPOTrainer):  # type: ignore[misc]
-    """TRL's, without its work on padding: sequences of like length share a micro-batch, and what is padding in all of
-    them is cut off. The loss and its gradient stay the same. It writes no model card."""
+    """TRL's, without most of its work on padding: sequences of like length share a micro-batch, begin at its
+    left margin, and it ends where they do. The loss and its gradient stay the same."""
 
     _buffered_inputs: Any
 
@@ -96,6 +97,9 @@ class Trainer(GRPOTrainer):  # type: ignore[misc]
         )
         return logps, entropies, found[2]
 
+    def _send_telemetry(self) -> None:
+        """Nobody is told of anybody's training."""
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """The recipes have one of their own."""
 
@@ -116,8 +120,8 @@ def sorted_by_length(batches: Sequence[dict[str, Any]], together: int) -> list[d
             if isinstance(value, Tensor) and value.dim() > 0
         }
         made += [
-            {**batch, **{key: rows[key][index] for key, index in zip(rows, [i] * len(rows), strict=True)}}
-            for batch, i in zip(group, order, strict=True)
+            {**batch, **{key: values[index] for key, values in rows.items()}}
+            for batch, index in zip(group, order, strict=True)
         ]
     return made
 
@@ -165,7 +169,10 @@ def reinforce(
     episodes.update(slots(chosen, settings, model.num_parameters()))
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
-    if trainer.accelerator.is_main_process or trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled:
+        trainer.save_model(str(stage.directory))  # gathers the weights: every process takes part
+        copy_text_files(start, stage.directory)
+    elif trainer.accelerator.is_main_process:
         save(trainer.accelerator.unwrap_model(trainer.model), start, stage)
 
 
@@ -233,7 +240,8 @@ def make_trainer(
 
 
 def arguments(stage: Stage, preset: Preset, settings: Reinforced, weights: list[float]) -> GRPOConfig:
-    """What TRL is told. A state is kept only where a generation begins: a run that goes on draws anew there."""
+    """What TRL is told. A state is kept only where a generation begins: a run that goes on draws anew
+    there."""
     cuda = torch.cuda.is_available()
     whole, processes = settings.prompts * settings.group, PartialState(cpu=not cuda).num_processes
     in_step, rest = divmod(whole, settings.micro * settings.updates * processes)
@@ -262,7 +270,7 @@ def arguments(stage: Stage, preset: Preset, settings: Reinforced, weights: list[
         use_vllm=settings.rollouts == "vllm",
         use_cpu=not cuda,
         bf16=cuda and preset.precision == "bfloat16",
-        ddp_backend=None if cuda else "gloo",
+        ddp_backend="gloo" if processes > 1 and not cuda else None,
         ddp_find_unused_parameters=False,
         gradient_checkpointing=cuda,
         logging_steps=1,
