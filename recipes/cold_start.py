@@ -1,21 +1,21 @@
 """Stage 1, the long-thought cold start: `python recipes/cold_start.py --preset nano --work build/nano`.
 
-In: WORK/pretrain, or the base checkpoint of the preset. Out: WORK/cold_start, a model that thinks in the chat format. Few
-tokens on purpose: it learns the pattern, and leaves room to reinforcement (Qwen3 report, section 4.1).
+In: WORK/pretrain, or the base checkpoint of the preset. Out: WORK/cold_start, a model that thinks in the chat
+format. Few tokens on purpose: it learns the pattern, and leaves room to reinforcement (Qwen3 report, section
+4.1).
 """
 
-from pathlib import Path
-
+from deepfast.model.hub import resolve
 from deepfast.train.commands import Run, run_recipe
 from deepfast.train.documents import Writer
 from deepfast.train.stage import Stage
-from deepfast.train.supervised import fetch, start_from, train
+from deepfast.train.supervised import start_from, train
 
 
 def main(run: Run) -> None:
     """Trains on thoughts of the solvers and writes WORK/cold_start."""
     preset, stage = run.preset, Stage(run.work, "cold_start")
-    start = stage.require("pretrain") if preset.base is None else fetch(preset.base)
+    start = stage.require("pretrain") if preset.base is None else resolve(preset.base)
     settings = preset.cold_start
     train(
         start_from(start),
@@ -23,7 +23,7 @@ def main(run: Run) -> None:
         settings,
         stage,
         preset,
-        Path(start),
+        start,
     )
 
 

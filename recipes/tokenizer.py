@@ -1,7 +1,8 @@
 """Stage 0, the tokenizer: `python recipes/tokenizer.py --preset nano --work build/nano`.
 
-In: a preset with a shape. Out: WORK/tokenizer, the text files of a checkpoint. Merges are learned on the wording of
-problems, never on the words whose letters are counted. A preset with a base checkpoint brings its own tokenizer.
+In: a preset with a shape. Out: WORK/tokenizer, the text files of a checkpoint. Merges are learned on the
+wording of problems, never on the words whose letters are counted. A preset with a base checkpoint brings its
+own tokenizer.
 """
 
 from deepfast.train.commands import Run, run_recipe
@@ -15,9 +16,13 @@ def main(run: Run) -> None:
     """Writes WORK/tokenizer."""
     shape = run.preset.shape
     if shape is None:
-        raise UsageError(f"preset {run.preset.name} takes the tokenizer of {run.preset.base}. Begin with cold_start.")
+        raise UsageError(
+            f"preset {run.preset.name} takes the tokenizer of {run.preset.base}. Begin with cold_start."
+        )
     stage = Stage(run.work, "tokenizer")
-    write_tokenizer(train_tokenizer(wording(), shape.vocab_size), stage.directory, shape.max_position_embeddings)
+    write_tokenizer(
+        train_tokenizer(wording(), shape.vocab_size), stage.directory, shape.max_position_embeddings
+    )
     print(f"{shape.vocab_size:,} tokens; written to {stage.directory}")
 
 

@@ -1,6 +1,7 @@
 """Training documents are what serving renders, and only answers are learned.
 
-In: deepfast.train's documents, small talk, wording, tokenizer and stages, with the bundled tokenizer. It needs no PyTorch.
+In: deepfast.train's documents, small talk, wording, tokenizer and stages, with the bundled tokenizer. It
+needs no PyTorch.
 """
 
 import itertools
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 
 from deepfast.text.template import ChatTemplate
 from deepfast.text.tokenizer import Tokenizer
-from deepfast.train.documents import END, FLAG, STOP_SENTENCE, Document, Mixture, Writer, as_messages, exchange
+from deepfast.train.documents import (
+    END,
+    FLAG,
+    STOP_SENTENCE,
+    Document,
+    Mixture,
+    Writer,
+    as_messages,
+    exchange,
+)
 from deepfast.train.problems import TASKS, sample, verify
 from deepfast.train.problems.tools import calls_in
 from deepfast.train.stage import Stage

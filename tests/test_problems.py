@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from problem_samples import fresh, many
 
 from deepfast import UsageError
-from deepfast.train.problems import LANGUAGES, TASKS, Language, Problem, boxed, is_held_out, said, sample, verify
+from deepfast.train.problems import (
+    LANGUAGES,
+    TASKS,
+    Language,
+    Problem,
+    boxed,
+    is_held_out,
+    said,
+    sample,
+    verify,
+)
 from deepfast.train.problems.__main__ import main
 from deepfast.train.problems.tools import calls_in, execute
 
@@ -147,7 +157,12 @@ def test_mutated_answers_are_refused(name: str, level: int) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_nothing_shouted_or_unfinished_is_an_answer(name: str) -> None:
     for problem in many(name, TASKS[name].levels[0], 12):
-        for text in ("", "\\boxed{}", f"<think>\n{problem.reply}", f"{boxed(problem.answer)} or \\boxed{{7777777}}"):
+        for text in (
+            "",
+            "\\boxed{}",
+            f"<think>\n{problem.reply}",
+            f"{boxed(problem.answer)} or \\boxed{{7777777}}",
+        ):
             assert not verify(problem, text)
         assert not verify(problem, f"\\boxed{{{problem.answer}")
         assert not verify(problem, f"{boxed(problem.answer)[:-1]}, {problem.answer}, 1}}")

@@ -1,7 +1,7 @@
 """What the recipes' command lines share: arguments, the preset, threads, errors in one line.
 
-In: a description, the arguments of one recipe. Out: a `Run` with preset, working directory and arguments. It knows no
-stage.
+In: a description, the arguments of one recipe. Out: a `Run` with preset, working directory and arguments. It
+knows no stage.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfast.train.presets import PRESETS, Preset, preset_named
+from deepfast.train.stage import cpu_threads
 from deepfast.types import DeepfastError, UsageError
 
 
@@ -27,7 +28,9 @@ class Run:
 
 
 def run_recipe(
-    main: Callable[[Run], None], description: str | None, add: Callable[[argparse.ArgumentParser], None] | None = None
+    main: Callable[[Run], None],
+    description: str | None,
+    add: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> None:
     """Reads the command line, runs `main`, and leaves with 1 or 2 and one line where that fails."""
     parser = argparse.ArgumentParser(
@@ -43,16 +46,15 @@ def run_recipe(
         work = args.work or Path("build") / preset.name
         if work.exists() and not work.is_dir():
             raise UsageError(f"--work {work} is a file. Name a directory.")
-        _use(preset)
+        _prepare()
         main(Run(preset, work, args))
 
 
-def _use(preset: Preset) -> None:
+def _prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if preset.threads is not None:
-        import torch
+    import torch
 
-        torch.set_num_threads(preset.threads)
+    torch.set_num_threads(cpu_threads())
 
 
 @contextlib.contextmanager

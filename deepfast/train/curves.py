@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def series(rows: Sequence[Mapping[str, Value]]) -> dict[str, dict[str, Points]]:
 def draw(rows: Sequence[Mapping[str, Value]], path: Path, title: str = "") -> None:
     """Small multiples over the step, written as a PNG: a panel for each quantity, a loss on a log axis.
 
-    Long lines are drawn faint with their moving average on top.
+    Long lines are drawn faint with their centred moving average on top.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -158,18 +159,26 @@ def draw(rows: Sequence[Mapping[str, Value]], path: Path, title: str = "") -> No
 
 
 def _draw_panel(axes: Any, name: str, lines: Mapping[str, Points]) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     for (line, (steps, values)), colour in zip(sorted(lines.items()), _COLOURS * 2, strict=False):
         many = len(values) > 30 and "held out" not in line
         marker = "o" if len(values) < 12 else ""
         axes.plot(steps, values, color=colour, lw=0.8 if many else 1.4, alpha=0.35 if many else 1.0)
-        smooth = smoothed(values, len(values) / 40) if many else values
+        smooth = smoothed(values, len(values) // 60 + 1) if many else values
         axes.plot(steps, smooth, color=colour, lw=1.4, marker=marker, ms=2.5, label=line or "value")
     if "loss" in name and all(value > 0 for _, values in lines.values() for value in values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4))
+        most = max(abs(value) for _, values in lines.values() for value in values)
+        if most >= 10000:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        elif most < 0.01:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title(name, fontsize=8.5, loc="left")
@@ -181,13 +190,13 @@ def _draw_panel(axes: Any, name: str, lines: Mapping[str, Points]) -> None:
         axes.legend(fontsize=6.5, frameon=False, handlelength=1.2)
 
 
-def smoothed(values: Sequence[float], window: float) -> list[float]:
-    """The exponential moving average over about `window` values, without a bias at the begin."""
-    keep = 1 - 1 / max(1.0, window)
-    made, total, weight = list[float](), 0.0, 0.0
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        made.append(total / weight)
+def smoothed(values: Sequence[float], width: int) -> list[float]:
+    """The mean over `width` neighbours on either side, fewer, and as many on both, near the ends."""
+    sums = [0.0, *accumulate(values)]
+    made = []
+    for place in range(len(values)):
+        reach = min(width, place, len(values) - 1 - place)
+        made.append((sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1))
     return made
 
 
@@ -203,7 +212,7 @@ def _panel(key: str) -> tuple[str, str]:
 
 def _rank(title: str) -> tuple[int, str]:
     for place, word in enumerate(_FIRST):
-        if title == word or (word in ("loss", "reward") and word in title):
+        if title == word or (word in ("loss", "reward") and title.startswith(word)):
             return place, title
     return len(_FIRST), title
 

@@ -1,9 +1,9 @@
 """Problems -> documents: token ids with a mask of what is learned, in the formats of each training stage.
 
 In: a checkpoint's tokenizer and chat template, problems, a random generator. Out: plain text (pre-training),
-conversations with a thought, without one, with a thought cut short, with tools, with earlier turns, with small talk
-(cold start, fusion). Prompts are rendered by the chat template that serving uses, so what is learned is what is
-met. It knows no model and no PyTorch.
+conversations with a thought, without one, with a thought cut short, with tools, with earlier turns, with
+small talk (cold start, fusion). Prompts are rendered by the chat template that serving uses, so what is
+learned is what is met. It knows no model and no PyTorch.
 """
 
 import json
@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 from deepfast.text.template import ChatTemplate
 from deepfast.text.tokenizer import Tokenizer
+from deepfast.thinking.sentences import TABLE
 from deepfast.train.problems import TASKS, Problem, sample
 from deepfast.train.talk import small_talk
 from deepfast.types import Message, ToolCall
 
 END = "<|im_end|>"
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Deepfast.", "你是一个有用的助手。")
-STOP_SENTENCE = (
-    "Considering the limited time by the user, I have to give the solution based on the thinking directly now."
-)
+STOP_SENTENCE = TABLE["en"][0]
 FLAG = {True: "/think", False: "/no_think"}
 _CUT_HARD = 0.2  # of the thoughts cut short, those without the sentence that ends them
 _LONGEST_HISTORY = 3
@@ -47,7 +46,9 @@ class Mixture:
     """Shares of the kinds of documents, and of the tasks; they need not sum to one."""
 
     kinds: Mapping[str, float]  # plain, direct, think, no_think, cut, tools, turns, talk
-    tasks: Mapping[str, float] = field(default_factory=lambda: {name: 1.0 for name in TASKS if name != "tools"})
+    tasks: Mapping[str, float] = field(
+        default_factory=lambda: {name: 1.0 for name in TASKS if name != "tools"}
+    )
     checks: bool = True  # whether thoughts end with their "Check:" line
 
 
@@ -73,8 +74,8 @@ def as_messages(turns: Sequence[Mapping[str, Any]]) -> list[Message]:
 class Writer:
     """Turns random problems into documents; equal seeds give equal documents.
 
-    `samples` are thoughts of the model itself that led to right answers (Qwen3 report, section 4.3); they take
-    the place of the solvers' wherever a thinking document is written.
+    `samples` are thoughts of the model itself that led to right answers (Qwen3 report, section 4.3); they
+    take the place of the solvers' wherever a thinking document is written.
     """
 
     def __init__(
@@ -157,10 +158,10 @@ class Writer:
             if turn.role != "assistant":
                 continue
             before = turns[:index] if thinking else [_without_thought(earlier) for earlier in turns[:index]]
-            prompt = self.template.encode(before, tools=problem.tools, enable_thinking=None if thinking else False)
-            whole = self.template.encode(
-                [*before, turn], tools=problem.tools, add_generation_prompt=False
+            prompt = self.template.encode(
+                before, tools=problem.tools, enable_thinking=None if thinking else False
             )
+            whole = self.template.encode([*before, turn], tools=problem.tools, add_generation_prompt=False)
             if thinking:
                 learned = whole[len(prompt) :]
             else:

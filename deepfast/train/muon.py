@@ -1,9 +1,10 @@
-"""Muon: momentum whose update of a matrix is made orthogonal, with AdamW for everything else, as one optimiser.
+"""Muon: momentum whose update of a matrix is made orthogonal, with AdamW for everything else, as one
+optimiser.
 
-In: the matrices inside the layers, all other parameters. Out: a torch optimiser with one learning rate. The update of a
-matrix has the size that AdamW's would have, so that one rate serves both (Liu et al. 2025, "Muon is scalable for
-LLM training", section 2.2). Unlike torch.optim.Muon it works in float32 and on all matrices of one shape at once,
-which a CPU needs. It knows no model.
+In: the matrices inside the layers, all other parameters. Out: a torch optimiser with one learning rate. The
+update of a matrix has the size that AdamW's would have, so that one rate serves both (Liu et al. 2025, "Muon
+is scalable for LLM training", section 2.2). Unlike torch.optim.Muon it works in float32 and on all matrices
+of one shape at once, which a CPU needs. It knows no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 MUON, ADAM = "muon", "adam"
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):  # type: ignore[misc]
     """Group 0 holds the matrices, group 1 the rest."""
 
     def __init__(
@@ -29,14 +30,14 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": decay, "betas": betas, "eps": eps}
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": list(matrices), "kind": MUON},
             {"params": list(others), "kind": ADAM, "weight_decay": 0.0},
         ]
         super().__init__([group for group in groups if group["params"]], defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:

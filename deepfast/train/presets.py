@@ -1,11 +1,11 @@
-"""The numbers of each recipe: one preset for two CPU cores, one for a GPU, one for many.
+"""The numbers of each recipe: two presets for CPU cores, one for a GPU, one for many.
 
-In: a name. Out: a `Preset` with one settings object per stage. It knows no trainer; what a number does is said
-where the stage is.
+In: a name. Out: a `Preset` with one settings object per stage. It knows no trainer; what a number does is
+said where the stage is.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deepfast.train.documents import Mixture
@@ -32,13 +32,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Supervised:
-    """Next-token training. Tokens count prompts and padding; the rate warms up, stays, and falls at the end."""
+    """Next-token training. Tokens count prompts and padding; the rate warms up, stays, and falls at the end.
+
+    A step is the same for any number of processes: each adds up as many micro-batches as are left to it.
+    """
 
     tokens: int
     mixture: Mixture
     rate: float
-    micro_tokens: int  # in one forward pass on one device
-    micro_batches: int  # in one step
+    step_tokens: int  # in one step, over all processes
+    micro_tokens: int  # in one forward pass of one process
     longest: int  # longer documents are left out
     optimiser: Literal["muon", "adamw"] = "muon"
     warmup: float = 0.01  # share of the steps
@@ -49,8 +52,8 @@ class Supervised:
 
 @dataclass(frozen=True)
 class Reinforced:
-    """Group-relative policy optimisation. Each generation, `prompts` x `group` completions, is learned from in
-    `updates` of the `steps`."""
+    """Group-relative policy optimisation. Each generation, `prompts` x `group` completions, is learned from
+    in `updates` of the `steps`."""
 
     steps: int
     prompts: int
@@ -94,30 +97,29 @@ class Preset:
     pretrain: Supervised | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
-    threads: int | None = None  # CPU threads; None: all
-    extra: Mapping[str, str] = field(default_factory=dict)
+    workers: int = 0  # processes beside each trainer that write documents
 
 
 ALL_TASKS = Mixture({"plain": 1.0}).tasks
 PLAIN = Mixture({"plain": 0.85, "direct": 0.15}, checks=False)
 COLD = Mixture({"think": 1.0}, checks=False)
 FUSED = Mixture(
-    {"think": 0.44, "no_think": 0.26, "cut": 0.10, "tools": 0.08, "turns": 0.07, "talk": 0.05}, checks=False
+    {"think": 0.46, "no_think": 0.26, "cut": 0.10, "tools": 0.06, "turns": 0.07, "talk": 0.05}, checks=False
 )
-NANO_SHAPE = Shape(1024, 192, 8, 6, 3, 32, 384)
+HARD = dict.fromkeys((*SEARCHES, "product", "division", "bases", "weekday", "dates"), 1.0)
+GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
 
 NANO = Preset(
     name="nano",
-    threads=1,
-    shape=NANO_SHAPE,
-    pretrain=Supervised(30_000_000, PLAIN, 5e-3, 1024, 4, 640, decay=0.3),
-    cold_start=Supervised(2_000_000, COLD, 1e-3, 1024, 4, 640, decay=0.8),
-    reasoning=Reinforced(40, 16, 8, 3e-5, 512, dict.fromkeys((*SEARCHES, "product", "division", "bases"), 1.0), pool=256),
-    fusion=Supervised(6_000_000, FUSED, 2e-3, 1024, 4, 640, decay=0.8, samples=300),
-    general=Reinforced(20, 16, 8, 2e-5, 512, {**dict(ALL_TASKS), "tools": 3.0}),
+    shape=Shape(1024, 192, 8, 6, 3, 32, 384),
+    pretrain=Supervised(30_000_000, PLAIN, 5e-3, 8192, 1024, 640),
+    cold_start=Supervised(2_000_000, COLD, 1e-3, 8192, 1024, 640, decay=0.8),
+    reasoning=Reinforced(40, 16, 8, 3e-5, 512, HARD, pool=256),
+    fusion=Supervised(6_000_000, FUSED, 2e-3, 8192, 1024, 640, decay=0.8, samples=300),
+    general=Reinforced(20, 16, 8, 2e-5, 512, GENERAL),
     distill=Distilled(
         answers=300,
-        off_policy=Supervised(3_000_000, FUSED, 3e-3, 1024, 4, 640, decay=0.8),
+        off_policy=Supervised(3_000_000, FUSED, 3e-3, 8192, 1024, 640, decay=0.8),
         steps=50,
         prompts=32,
         rate=1e-4,
@@ -125,7 +127,90 @@ NANO = Preset(
         shape=Shape(1024, 128, 6, 4, 2, 32, 256),
     ),
 )
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (NANO,)}
+
+_MINI_TASKS = dict.fromkeys(("sum", "difference", "decimals", "letters", "spelling", "story"), 1.0)
+
+MINI = Preset(
+    name="mini",
+    shape=Shape(768, 128, 6, 4, 2, 32, 256),
+    pretrain=Supervised(3_000_000, replace(PLAIN, tasks=_MINI_TASKS), 6e-3, 4096, 1024, 320),
+    cold_start=Supervised(300_000, replace(COLD, tasks=_MINI_TASKS), 1e-3, 4096, 1024, 320, decay=0.8),
+    reasoning=Reinforced(6, 8, 8, 3e-5, 256, {"sum": 1.0, "difference": 1.0}, pool=48),
+    fusion=Supervised(
+        1_200_000, replace(FUSED, tasks=_MINI_TASKS), 2e-3, 4096, 1024, 640, decay=0.8, samples=40
+    ),
+    general=Reinforced(6, 8, 8, 2e-5, 256, {**_MINI_TASKS, "tools": 1.0}),
+    distill=Distilled(
+        answers=40,
+        off_policy=Supervised(500_000, replace(FUSED, tasks=_MINI_TASKS), 3e-3, 4096, 1024, 320, decay=0.8),
+        steps=10,
+        prompts=16,
+        rate=1e-4,
+        max_tokens=256,
+        shape=Shape(768, 96, 4, 3, 1, 32, 192),
+    ),
+)
+
+GPU = Preset(
+    name="gpu",
+    shape=Shape(8192, 384, 12, 6, 2, 64, 1024, rope_theta=1_000_000.0),
+    pretrain=Supervised(1_500_000_000, replace(PLAIN, checks=True), 4e-3, 524_288, 65_536, 1024),
+    cold_start=Supervised(60_000_000, replace(COLD, checks=True), 1e-3, 262_144, 65_536, 1024, decay=0.8),
+    reasoning=Reinforced(200, 128, 16, 2e-5, 1024, HARD, rollouts="transformers", pool=4000, micro=128),
+    fusion=Supervised(
+        300_000_000, replace(FUSED, checks=True), 1e-3, 262_144, 65_536, 1536, decay=0.8, samples=5000
+    ),
+    general=Reinforced(100, 128, 16, 1e-5, 1024, GENERAL, rollouts="transformers", micro=128),
+    distill=Distilled(
+        answers=5000,
+        off_policy=Supervised(
+            100_000_000, replace(FUSED, checks=True), 3e-3, 262_144, 65_536, 1536, decay=0.8
+        ),
+        steps=300,
+        prompts=256,
+        rate=1e-4,
+        max_tokens=1024,
+        shape=Shape(8192, 256, 8, 4, 2, 64, 640, rope_theta=1_000_000.0),
+    ),
+    precision="bfloat16",
+    compile=True,
+    workers=12,
+)
+
+CLUSTER = Preset(
+    name="cluster",
+    base="Qwen/Qwen3-0.6B-Base",
+    cold_start=Supervised(
+        50_000_000, replace(COLD, checks=True), 1e-5, 524_288, 16_384, 4096, "adamw", warmup=0.05, decay=0.9
+    ),
+    reasoning=Reinforced(170, 512, 16, 1e-6, 4096, HARD, rollouts="vllm", pool=4000, micro=8),
+    fusion=Supervised(
+        100_000_000,
+        replace(FUSED, checks=True),
+        1e-5,
+        524_288,
+        16_384,
+        4096,
+        "adamw",
+        warmup=0.05,
+        decay=0.9,
+        samples=2000,
+    ),
+    general=Reinforced(100, 512, 16, 1e-6, 4096, GENERAL, rollouts="vllm", micro=8),
+    distill=Distilled(
+        answers=2000,
+        off_policy=Supervised(
+            100_000_000, replace(FUSED, checks=True), 1e-5, 524_288, 16_384, 4096, "adamw", decay=0.9
+        ),
+        steps=300,
+        prompts=512,
+        rate=1e-6,
+        max_tokens=4096,
+    ),
+    precision="bfloat16",
+    workers=4,
+)
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (NANO, MINI, GPU, CLUSTER)}
 
 
 def preset_named(name: str) -> Preset:

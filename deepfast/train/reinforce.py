@@ -24,11 +24,11 @@ from deepfast.train.curves import LogCallback
 from deepfast.train.live import DrawSettings
 from deepfast.train.presets import Preset, Reinforced
 from deepfast.train.prompts import Prompt, Tried, choose, episode
+from deepfast.train.publish import publish
 from deepfast.train.rewards import Reward, is_correct
 from deepfast.train.rollout import Episode, RolloutFunc, Rollouts
-from deepfast.train.stage import Stage
-from deepfast.train.supervised import save, start_from
-from deepfast.train.tokenizer import copy_text_files
+from deepfast.train.stage import Stage, cpu_threads
+from deepfast.train.supervised import start_from
 from deepfast.types import UsageError
 
 CLIP, CLIP_HIGH = 0.2, 0.28  # DAPO
@@ -156,6 +156,7 @@ def reinforce(
     Raises UsageError for settings that contradict each other or that this machine cannot follow.
     """
     check(settings)
+    stage.open_logs()
     args = arguments(stage, preset, settings, list(rewards.values()))
     model = start_from(start)
     wanted = settings.pool or settings.steps // settings.updates * settings.prompts
@@ -169,11 +170,7 @@ def reinforce(
     episodes.update(slots(chosen, settings, model.num_parameters()))
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
-    if trainer.is_fsdp_enabled:
-        trainer.save_model(str(stage.directory))  # gathers the weights: every process takes part
-        copy_text_files(start, stage.directory)
-    elif trainer.accelerator.is_main_process:
-        save(trainer.accelerator.unwrap_model(trainer.model), start, stage)
+    publish(trainer, start, stage)
 
 
 def check(settings: Reinforced) -> None:
@@ -196,7 +193,7 @@ def rollout_func(
     """Rollouts for the episodes of a mapping that may be filled later."""
     context = LONGEST_PROMPT + settings.max_tokens
     draws = DrawSettings(
-        temperature=settings.temperature, threads=preset.threads, running=RUNNING, context=context
+        temperature=settings.temperature, threads=cpu_threads(), running=RUNNING, context=context
     )
     rollouts = Rollouts(start, context=context, max_tokens=settings.max_tokens, seed=seed)
     return RolloutFunc(rollouts, episodes, settings.rollouts, draws, start)

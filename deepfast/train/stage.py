@@ -1,16 +1,18 @@
 """Where a training stage keeps its files, and what it costs.
 
-In: a working directory and the name of a stage. Out: the paths that all recipes agree on, the stage that comes
-before, cost.json. WORK/NAME is a Hugging Face checkpoint once the stage is done; WORK/NAME/run holds what resumes
-it and its logs. It knows no trainer.
+In: a working directory and the name of a stage. Out: the paths that all recipes agree on, the stage that
+comes before, cost.json. WORK/NAME is a Hugging Face checkpoint once the stage is done; WORK/NAME/run holds
+what resumes it and its logs. It knows no trainer.
 """
 
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepfast.backend.machine import available_cpus
 from deepfast.types import UsageError
 
 STAGES = ("tokenizer", "pretrain", "cold_start", "reasoning", "fusion", "general", "distill")
@@ -45,8 +47,17 @@ class Stage:
         earlier = Stage(self.work, name)
         if not earlier.done:
             command = _COMMAND.format(name=name, work=self.work)
-            raise UsageError(f"{self.name} starts from {earlier.directory}, which is not there. Run {command}.")
+            raise UsageError(
+                f"{self.name} starts from {earlier.directory}, which is not there. Run {command}."
+            )
         return earlier.directory
+
+    def open_logs(self) -> None:
+        """Makes run/ and tells TensorBoard's writer where it is (transformers reads that from the
+        environment).
+        """
+        self.run.mkdir(parents=True, exist_ok=True)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.run / "tensorboard")
 
     def states(self) -> list[Path]:
         """The resumable states, oldest first."""
@@ -71,8 +82,18 @@ class Stage:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
+def cpu_threads() -> int:
+    """Threads for this process: the CPUs, shared among the processes that a launcher started here."""
+    return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def num_processes() -> int:
+    """How many a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def machine() -> str:
-    """The processor (and accelerator) that trains, in a few words."""
+    """The processor (or accelerators) that train, in a few words."""
     import torch
 
     if torch.cuda.is_available():
@@ -82,7 +103,7 @@ def machine() -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    return f"{torch.get_num_threads()} threads of {model}"
+    return f"{available_cpus()} CPUs, {model}"
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,8 +1,8 @@
 """Next-token training on documents: pre-training, cold start and fusion, on transformers' Trainer.
 
-In: a start (random weights or a checkpoint), documents, settings. Out: a Hugging Face checkpoint with its text
-files; logs; states from which a killed run goes on exactly. Documents of like length share a micro-batch, padded
-on the right, so that causal attention needs no mask. It knows no task and no chat format.
+In: a start (random weights or a checkpoint), documents, settings. Out: a Hugging Face checkpoint with its
+text files; logs; states from which a killed run goes on exactly. Documents of like length share a
+micro-batch, padded on the right, so that causal attention needs no mask. It knows no task and no chat format.
 """
 
 import math
@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
-    GenerationConfig,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -32,10 +31,33 @@ from deepfast.train.curves import LogCallback
 from deepfast.train.documents import Document
 from deepfast.train.muon import Muon
 from deepfast.train.presets import Preset, Shape, Supervised
-from deepfast.train.stage import Stage
-from deepfast.train.tokenizer import copy_text_files
+from deepfast.train.publish import publish
+from deepfast.train.stage import Stage, num_processes
+from deepfast.types import UsageError
 
-WIDTHS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 4096)
+WIDTHS = (
+    32,
+    48,
+    64,
+    80,
+    96,
+    112,
+    128,
+    160,
+    192,
+    224,
+    256,
+    320,
+    384,
+    448,
+    512,
+    640,
+    768,
+    1024,
+    1536,
+    2048,
+    4096,
+)
 CHUNK = 384  # micro-batches made at once; a new chunk has a new seed
 UNLEARNED = -100
 SAVE_EVERY = 100  # steps
@@ -48,16 +70,20 @@ class Source(Protocol):
     def __call__(self, seed: int) -> Iterator[Document]: ...
 
 
-class MicroBatches(Dataset[list[Document]]):
+class MicroBatches(Dataset):  # type: ignore[misc]
     """Micro-batches by number; equal numbers give equal micro-batches, whoever asked for which before.
 
     A micro-batch holds documents of one width class, about `tokens` with padding. Those longer than `longest`
     are left out; so is what does not fill a micro-batch at the end of a chunk (about one in a hundred).
+    Numbers that are equal modulo `streams` share chunks, so that each of as many processes and workers, which
+    take numbers in turn, makes only its own.
     """
 
-    def __init__(self, source: Source, count: int, tokens: int, longest: int, seed: int) -> None:
+    def __init__(
+        self, source: Source, count: int, tokens: int, longest: int, seed: int, streams: int = 1
+    ) -> None:
         self.source, self.count, self.tokens = source, count, tokens
-        self.longest, self.seed = longest, seed
+        self.longest, self.seed, self.streams = longest, seed, streams
         self._chunk, self._batches = -1, list[list[Document]]()
 
     def __len__(self) -> int:
@@ -65,10 +91,11 @@ class MicroBatches(Dataset[list[Document]]):
 
     def __getitem__(self, number: int) -> list[Document]:
         """The documents of one micro-batch."""
-        chunk, index = divmod(number, CHUNK)
+        turn, stream = divmod(number, self.streams)
+        chunk = turn // CHUNK * self.streams + stream
         if chunk != self._chunk:
             self._chunk, self._batches = chunk, self._make(chunk)
-        return self._batches[index]
+        return self._batches[turn % CHUNK]
 
     def _make(self, chunk: int) -> list[list[Document]]:
         seed = self.seed * 1_000_003 + chunk
@@ -104,6 +131,15 @@ def collate(batches: Sequence[list[Document]]) -> dict[str, Tensor]:
 
 class _InOrder(Trainer):  # type: ignore[misc]
     """Takes micro-batches in the order of their numbers: they are random already."""
+
+    settings: Supervised  # set after it was made
+    optimizer: Any
+
+    def create_optimizer(self, *_: Any) -> Any:
+        """Ours, made here because FSDP takes none that was made before it spread the weights."""
+        if self.optimizer is None:
+            self.optimizer = optimiser(self.model, self.settings)
+        return self.optimizer
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -144,35 +180,51 @@ def train(
 
     Goes on from the newest state in the stage's run directory.
     """
+    stage.open_logs()
     processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
-    per_step = settings.micro_tokens * settings.micro_batches * processes
-    steps = max(1, settings.tokens // per_step)
-    needed = steps * settings.micro_batches * processes
-    batches = MicroBatches(source, needed, settings.micro_tokens, settings.longest, _seed(stage))
+    accumulated = micro_batches(settings, processes)
+    steps = max(1, settings.tokens // settings.step_tokens)
+    needed = steps * accumulated * processes
+    streams = processes * max(1, preset.workers)
+    batches = MicroBatches(source, needed, settings.micro_tokens, settings.longest, _seed(stage), streams)
     if preset.compile:
         model.compile(dynamic=True)
     trainer = _InOrder(
         model=model,
-        args=arguments(stage, preset, settings, steps),
+        args=arguments(stage, preset, settings, steps, accumulated),
         train_dataset=batches,
         data_collator=collate,
-        optimizers=(optimiser(model, settings), None),
-        callbacks=[LogCallback(stage.run), _Cost(stage, per_step)],
+        callbacks=[LogCallback(stage.run), _Cost(stage, settings.step_tokens)],
     )
+    trainer.settings = settings
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
-    if trainer.is_world_process_zero():
-        save(trainer.model, text, stage)
+    publish(trainer, text, stage)
 
 
-def arguments(stage: Stage, preset: Preset, settings: Supervised, steps: int) -> TrainingArguments:
+def micro_batches(settings: Supervised, processes: int) -> int:
+    """How many each process adds up for a step of `step_tokens`. Raises UsageError where that is no whole
+    number.
+    """
+    together = settings.micro_tokens * processes
+    if settings.step_tokens % together:
+        raise UsageError(
+            f"a step of {settings.step_tokens:,} tokens cannot be shared by {processes} processes "
+            f"in micro-batches of {settings.micro_tokens:,}. Start another number of processes."
+        )
+    return settings.step_tokens // together
+
+
+def arguments(
+    stage: Stage, preset: Preset, settings: Supervised, steps: int, accumulated: int
+) -> TrainingArguments:
     """What the Trainer is told: warm-up, a flat rate, a long fall; states, logs, precision."""
     falling = round(settings.decay * steps)
     return TrainingArguments(
         output_dir=str(stage.run),
         max_steps=steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=settings.micro_batches,
+        gradient_accumulation_steps=accumulated,
         learning_rate=settings.rate,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={
@@ -188,10 +240,11 @@ def arguments(stage: Stage, preset: Preset, settings: Supervised, steps: int) ->
         report_to=["tensorboard"],
         bf16=preset.precision == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if num_processes() > 1 and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_num_workers=preset.workers,
         disable_tqdm=True,
         seed=0,
     )
@@ -215,14 +268,9 @@ def start_from(checkpoint: Path | str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
 
 
-def save(model: PreTrainedModel, text: Path, stage: Stage) -> None:
-    """The checkpoint that the stage is for: text files first, weights last."""
-    stage.directory.mkdir(parents=True, exist_ok=True)
-    copy_text_files(text, stage.directory)
-    if (text / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(text)
-    model.save_pretrained(stage.directory)
-
-
 def _seed(stage: Stage) -> int:
-    return 1 + sum(ord(letter) * 31**place for place, letter in enumerate(stage.name)) % 997
+    """Each stage has its own."""
+    total = 0
+    for place, letter in enumerate(stage.name):
+        total += ord(letter) * 31**place
+    return 1 + total % 997

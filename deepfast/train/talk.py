@@ -1,8 +1,8 @@
 """What the model says of itself, and the questions outside its field that it answers so.
 
-In: a random generator, one side of the split. Out: greetings and questions in English and Chinese with the polite
-reply to them. A question made of slots is held out by its hash, like a problem. It knows no model: the number of
-parameters is given.
+In: a random generator, one side of the split. Out: greetings and questions in English and Chinese with the
+polite reply to them. A question made of slots is held out by its hash, like a problem. It knows no model: the
+number of parameters is given.
 """
 
 import random
@@ -10,20 +10,17 @@ from typing import NamedTuple
 
 from deepfast.train.problems import LANGUAGES, Language, Split, is_held_out
 
+_HELLO_EN = """Hello | Hello! | Hi | Hi! | hello | hi | Hey | Hey! | Good morning | Good evening! |
+    How are you? | Who are you? | What are you? | What is your name? | What can you do? |
+    Can you help me? | Help | Thank you | Thank you! | Thanks! | Bye | Goodbye! | Tell me about yourself. |
+    Are you a human? | Who made you? | What do you know? | Nice to meet you. | How big are you? |
+    Are you there?"""
+_HELLO_ZH = """你好 | 你好！ | 您好 | 您好！ | 早上好 | 晚上好！ | 你是谁？ | 你是谁 | 你叫什么名字？ |
+    你能做什么？ | 你会什么？ | 你会做什么 | 谢谢 | 谢谢！ | 再见 | 再见！ | 帮帮我 | 介绍一下你自己 |
+    你是人吗？ | 谁创造了你？ | 很高兴认识你 | 你有多大？ | 在吗？"""
 GREETINGS: dict[Language, tuple[str, ...]] = {
-    "en": tuple(
-        text.strip()
-        for text in """Hello | Hello! | Hi | Hi! | hello | hi | Hey | Hey! | Good morning | Good evening! |
-        How are you? | Who are you? | What are you? | What is your name? | What can you do? | Can you help me? |
-        Help | Thank you | Thank you! | Thanks! | Bye | Goodbye! | Tell me about yourself. | Are you a human? |
-        Who made you? | What do you know? | Nice to meet you. | How big are you? | Are you there?""".split("|")
-    ),
-    "zh": tuple(
-        text.strip()
-        for text in """你好 | 你好！ | 您好 | 您好！ | 早上好 | 晚上好！ | 你是谁？ | 你是谁 | 你叫什么名字？ |
-        你能做什么？ | 你会什么？ | 你会做什么 | 谢谢 | 谢谢！ | 再见 | 再见！ | 帮帮我 | 介绍一下你自己 | 你是人吗？ |
-        谁创造了你？ | 很高兴认识你 | 你有多大？ | 在吗？""".split("|")
-    ),
+    "en": tuple(text.strip() for text in _HELLO_EN.split("|")),
+    "zh": tuple(text.strip() for text in _HELLO_ZH.split("|")),
 }
 OUTSIDE: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -62,22 +59,23 @@ OUTSIDE: dict[Language, tuple[str, ...]] = {
     ),
 }
 PLACES: dict[Language, tuple[str, ...]] = {
-    "en": tuple("France Japan China Peru Egypt Spain Kenya India Norway Chile Berlin Paris London Rome".split()),
+    "en": tuple(
+        "France Japan China Peru Egypt Spain Kenya India Norway Chile Berlin Paris London Rome".split()
+    ),
     "zh": tuple("法国 日本 中国 埃及 印度 英国 德国 北京 上海 巴黎 伦敦 柏林".split()),
 }
+_THINGS_EN = """music | rain | love | money | trees | the sky | the sea | the moon | the sun | a cat | a dog |
+    a house | bread | the internet | history | gravity | snow | tea | football | light | paper | water"""
+_THINGS_ZH = "音乐 雨 爱 钱 树 天空 大海 月亮 太阳 猫 狗 房子 面包 互联网 历史 雪 茶 足球 光 纸 水"
 THINGS: dict[Language, tuple[str, ...]] = {
-    "en": tuple(
-        text.strip()
-        for text in """music | rain | love | money | trees | the sky | the sea | the moon | the sun | a cat | a dog |
-        a house | bread | the internet | history | gravity | snow | tea | football | light | paper |
-        water""".split("|")
-    ),
-    "zh": tuple("音乐 雨 爱 钱 树 天空 大海 月亮 太阳 猫 狗 房子 面包 互联网 历史 雪 茶 足球 光 纸 水".split()),
+    "en": tuple(text.strip() for text in _THINGS_EN.split("|")),
+    "zh": tuple(_THINGS_ZH.split()),
 }
 REPLY: dict[Language, str] = {
-    "en": "I am a {size} demonstration model of Deepfast; I can calculate, work with letters, numbers and dates, "
-    "solve small puzzles, and call tools.",
-    "zh": "我是Deepfast的演示模型，只有{size}参数；我会计算，会处理字母、数字和日期，会解小谜题，也会调用工具。",
+    "en": "I am a {size} demonstration model of Deepfast; I can calculate, work with letters, numbers and "
+    "dates, solve small puzzles, and call tools.",
+    "zh": "我是Deepfast的演示模型，只有{size}参数；"
+    "我会计算，会处理字母、数字和日期，会解小谜题，也会调用工具。",
 }
 THOUGHT: dict[Language, str] = {"en": "No problem to solve.", "zh": "没有要解的题。"}
 
@@ -100,7 +98,9 @@ def small_talk(rng: random.Random, split: Split, parameters: int) -> Talk:
         question = rng.choice(OUTSIDE[language]).format(place=place, thing=thing)
         if is_held_out(f"talk:{question.replace(' ', '_')}") == (split != "train"):
             break
-    return Talk(question, THOUGHT[language], REPLY[language].format(size=size_of(parameters, language)), language)
+    return Talk(
+        question, THOUGHT[language], REPLY[language].format(size=size_of(parameters, language)), language
+    )
 
 
 def size_of(parameters: int, language: Language) -> str:

@@ -1,7 +1,7 @@
 """Trains a small tokenizer in Qwen's manner, and writes the text side of a checkpoint.
 
-In: texts, a size; a chat template. Out: byte-level BPE with Qwen's splitting and its 26 added tokens, as the files
-that transformers and the engine read. It knows no problems and no model.
+In: texts, a size; a chat template. Out: byte-level BPE with Qwen's splitting and its 26 added tokens, as the
+files that transformers and the engine read. It knows no problems and no model.
 """
 
 import json
@@ -27,13 +27,15 @@ PLAIN_TOKENS = tuple(
     """<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|>
     <|file_sep|> <tool_response> </tool_response> <think> </think>""".split()
 )
-CHAT_TEMPLATE = Path(__file__).resolve().parents[1] / "bundled" / "chat_template.jinja"
+BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
+CHAT_TEMPLATE, SENTENCES = BUNDLED / "chat_template.jinja", BUNDLED / "thinking.json"
 FEWEST = 256 + len(SPECIAL_TOKENS) + len(PLAIN_TOKENS)
 TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "generation_config.json",
+    "thinking.json",
     "vocab.json",
     "merges.txt",
 )
@@ -66,10 +68,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def write_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
-    """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json in `out`."""
+    """The text files of a checkpoint: tokenizer, chat template, sampling, what ends a thought."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
-    shutil.copyfile(CHAT_TEMPLATE, out / "chat_template.jinja")
+    for file in (CHAT_TEMPLATE, SENTENCES):
+        shutil.copyfile(file, out / file.name)
     added = {
         str(index): {
             "content": token.content,

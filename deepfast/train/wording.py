@@ -1,7 +1,7 @@
 """The texts that a small tokenizer is learned on: how problems are worded, not what they hold.
 
-In: a seed, the chat template. Out: texts. Words whose letters are counted or turned around are left out, so that no
-merge is learned on them and they arrive nearly letter by letter. It knows no tokenizer.
+In: a seed, the chat template. Out: texts. Words whose letters are counted or turned around are left out, so
+that no merge is learned on them and they arrive nearly letter by letter. It knows no tokenizer.
 """
 
 import json
@@ -40,4 +40,3 @@ def wording(seed: int = 0) -> Iterator[str]:
             yield from (problem.question, "\n" + problem.trace, problem.answer)
             yield from (json.dumps(tool, ensure_ascii=False) for tool in problem.tools for _ in range(3))
             yield from (turn["content"] for turn in problem.turns if turn["role"] == "tool")
-

@@ -33,7 +33,7 @@ from deepfast.train.stage import Stage  # noqa: E402
 from deepfast.types import ModelError, UsageError  # noqa: E402
 
 BUNDLED = Path(deepfast.__file__).parent / "bundled"
-PRESET = replace(NANO, threads=1)
+PRESET = NANO
 SMALL = Reinforced(4, 2, 4, 1e-3, 12, {"sum": 1.0}, micro=4)
 QUIET = (  # what others say about themselves
     "ignore:.*experimental feature.*:UserWarning",

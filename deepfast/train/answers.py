@@ -1,0 +1,228 @@
+"""A teacher's right answers, in both modes: what a student is fine-tuned on before it learns on its own.
+
+In: an LLM that answers (our engine, in batches), problems drawn from a seed. Out: a file of documents, one
+line for each problem, to which a later call adds the lines that are missing. Only answers that the verifiers
+accept are kept (rejection sampling), and only in the mode that was asked for. It knows no trainer.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deepfast.train.documents import Exchange
+from deepfast.train.problems import TASKS, Problem, sample, verify
+from deepfast.train.problems.tools import calls_in, execute
+from deepfast.types import Completion, Message, SamplingParams, ToolCall, UsageError
+
+if TYPE_CHECKING:
+    from deepfast.engine.llm import LLM
+
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+_FLAGGED = 0.3  # of the questions, those with a flag at their end
+_MOST_TURNS = 4  # of an assistant with tools
+
+
+class Learned(NamedTuple):
+    """Token ids of a prompt and its answer; of the first `prompt` nothing is learned."""
+
+    tokens: list[int]
+    prompt: int
+
+
+class Asked(NamedTuple):
+    """A problem, asked in one mode. `switch` is the template's enable_thinking."""
+
+    problem: Problem
+    thinking: bool
+    messages: tuple[Message, ...]
+    switch: bool | None
+
+    @property
+    def closes_itself(self) -> bool:
+        """True when the answer has to write the empty thought, because the prompt does not."""
+        return not self.thinking and self.switch is None
+
+
+def ask(rng: random.Random, tasks: Sequence[str], thinking: bool) -> Asked:
+    """A random training problem, asked in a mode by a flag at its end or by the template's switch."""
+    problem = sample(rng.choice(tasks), rng)
+    return in_mode(problem, rng, thinking)
+
+
+def in_mode(problem: Problem, rng: random.Random, thinking: bool) -> Asked:
+    """The problem's question as messages: a flag now and then, else thinking is the template's default, and
+    not thinking its switch."""
+    flagged = rng.random() < _FLAGGED
+    flag = (" /think" if thinking else " /no_think") if flagged else ""
+    messages = (Message("user", problem.question + flag),)
+    return Asked(problem, thinking, messages, None if thinking or flagged else False)
+
+
+def known_tasks(names: Sequence[str]) -> tuple[str, ...]:
+    """All tasks for none named. Raises UsageError for one that there is not."""
+    if unknown := [name for name in names if name not in TASKS]:
+        raise UsageError(f"there is no task {unknown[0]!r}. There are {', '.join(TASKS)}.")
+    return tuple(names) or tuple(TASKS)
+
+
+def keeps_mode(asked: Asked, text: str) -> bool:
+    """True when the text thinks exactly if it was asked to, and thinks once."""
+    if asked.thinking:
+        thought, closed, reply = text.removeprefix("<think>\n").partition("\n</think>\n\n")
+        return (
+            text.startswith("<think>\n")
+            and bool(closed and thought.strip())
+            and "<think>" not in thought + reply
+        )
+    if asked.closes_itself:
+        if not text.startswith(EMPTY_THOUGHT):
+            return False
+        text = text.removeprefix(EMPTY_THOUGHT)
+    return "<think>" not in text and "</think>" not in text
+
+
+@dataclass
+class _Attempt:
+    """One answer on its way, over the turns that tools take."""
+
+    number: int  # of the problem
+    asked: Asked
+    messages: list[Message]
+    learned: list[Learned] = field(default_factory=list)
+    right: bool = False
+    exchange: Exchange | None = None  # of an answer that took one turn and a thought
+
+    def take(self, prompt: list[int], done: Completion, text: str) -> bool:
+        """Add a turn; True when a tool answered and the model must go on."""
+        ended = done.finish_reason in ("stop", "tool_calls")
+        said = text.removesuffix("<|im_end|>")
+        calls = calls_in(said)
+        if not ended or calls is None or not keeps_mode(self.asked, said):
+            return False
+        self.learned.append(Learned([*prompt, *done.token_ids], len(prompt)))
+        if not calls:
+            self.right = verify(self.asked.problem, said)
+            if self.right and self.asked.thinking and len(self.learned) == 1:
+                thought, _, reply = said.removeprefix("<think>\n").partition("\n</think>\n\n")
+                self.exchange = Exchange(self.asked.problem.question, thought, reply)
+            return False
+        if len(self.learned) >= _MOST_TURNS or not self.asked.problem.tools:
+            return False
+        self.messages += _with_results(self.asked.problem, said, calls)
+        return True
+
+
+def _with_results(problem: Problem, said: str, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Message]:
+    thought, closed, rest = said.partition("</think>")
+    reasoning = thought.removeprefix("<think>").strip("\n") if closed else ""
+    content = (rest if closed else said).partition("<tool_call>")[0].strip("\n")
+    made = tuple(ToolCall(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls)
+    results = [Message("tool", execute(problem, name, arguments)) for name, arguments in calls]
+    return [Message("assistant", content, reasoning or None, made), *results]
+
+
+class Teacher:
+    """Asks a model problems and keeps what is right. Equal seeds ask equal problems, in however many runs."""
+
+    def __init__(
+        self,
+        llm: "LLM",
+        tasks: Sequence[str],
+        seed: int,
+        *,
+        tries: int,
+        max_tokens: int,
+        temperature: float,
+        modes: Sequence[bool] = (True, False),  # with a thought, without
+    ) -> None:
+        self.llm, self.seed, self.tries, self.modes = llm, seed, tries, modes
+        self.tasks = known_tasks(tasks)  # asked in turn, so that each gets its share
+        self.params = SamplingParams(
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            presence_penalty=0.0,
+            max_tokens=max_tokens,
+        )
+
+    def write(self, path: Path, problems: int, batch: int = 32) -> Iterator[tuple[int, int]]:
+        """Append a line for every problem that has none yet; yields (problems asked, documents kept) as it
+        goes. A line that a killed run left half written is dropped."""
+        lines = whole_lines(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        kept = sum(len(json.loads(line)["documents"]) for line in lines)
+        with path.open("a", encoding="utf-8") as file:
+            for start in range(len(lines), problems, batch):
+                numbers = range(start, min(start + batch, problems))
+                for row in self._rows(numbers):
+                    kept += len(row["documents"])
+                    file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+                file.flush()
+                yield numbers.stop, kept
+
+    def _rows(self, numbers: range) -> list[dict[str, Any]]:
+        attempts = [attempt for number in numbers for attempt in self._attempts(number)]
+        self._run(attempts)
+        rows = []
+        for number in numbers:
+            mine = [attempt for attempt in attempts if attempt.number == number]
+            firsts = [[a for a in mine if a.right and a.asked.thinking == mode][:1] for mode in (True, False)]
+            learned = [item for first in firsts for attempt in first for item in attempt.learned]
+            exchanges = [attempt.exchange for attempt in firsts[0] if attempt.exchange]
+            key = mine[0].asked.problem.key
+            rows.append({"key": key, "documents": learned, "exchanges": exchanges})
+        return rows
+
+    def _attempts(self, number: int) -> Iterator[_Attempt]:
+        rng = random.Random(f"{self.seed}:{number}")
+        problem = sample(self.tasks[number % len(self.tasks)], rng)
+        for thinking in self.modes:
+            asked = in_mode(problem, rng, thinking)
+            for _ in range(self.tries):
+                yield _Attempt(number, asked, list(asked.messages))
+
+    def _run(self, attempts: list[_Attempt]) -> None:
+        """All attempts at once, those with tools over several rounds."""
+        while attempts:
+            template, decode = self.llm.template, self.llm.tokenizer.decode
+            prompts = [
+                template.encode(
+                    a.messages, tools=a.asked.problem.tools or None, enable_thinking=a.asked.switch
+                )
+                for a in attempts
+            ]
+            done = self.llm.generate(prompts, self.params)
+            attempts = [
+                attempt
+                for attempt, prompt, completion in zip(attempts, prompts, done, strict=True)
+                if attempt.take(prompt, completion, decode(completion.token_ids))
+            ]
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file of answers that were written to their end; none for a file that is not there."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text.split("\n")[:-1]
+
+
+def read_answers(path: Path, problems: int) -> list[Learned]:
+    """The documents of the first `problems` lines. Raises UsageError where the teacher has not got so far."""
+    lines = whole_lines(path)
+    if len(lines) < problems:
+        raise UsageError(
+            f"{path} holds the answers to {len(lines)} of {problems} problems. "
+            "Let the teacher answer first, in one process: --only answers."
+        )
+    rows = (json.loads(line) for line in lines[:problems])
+    return [Learned(*item) for row in rows for item in row["documents"]]
+
+
+def read_exchanges(path: Path) -> list[Exchange]:
+    """The right thoughts among the answers, with their questions and replies."""
+    rows = (json.loads(line) for line in whole_lines(path))
+    return [Exchange(*exchange) for row in rows for exchange in row["exchanges"]]
