@@ -1,8 +1,8 @@
 """Stage 4, general reinforcement learning: `python recipes/general.py --preset nano --work build/nano`.
 
-In: WORK/fusion. Out: WORK/general, the same model after GRPO on what its users meet: both switches and flags, also in
-later turns, thinking budgets, tools with real results, questions outside its field; short answers are liked better.
-Started again after a kill, it goes on from its newest state.
+In: WORK/fusion. Out: WORK/general, the same model after GRPO on what its users meet: both switches and flags,
+also in later turns, thinking budgets, tools with real results, questions outside its field; short answers are
+liked better. Started again after a kill, it goes on from its newest state.
 """
 
 from deepfast.train.commands import Run, run_recipe

@@ -1,4 +1,5 @@
-"""Rollouts token for token with a scripted policy; prompts of the reinforced stages and the choice among them.
+"""Rollouts token for token with a scripted policy; prompts of the reinforced stages and the choice among
+them.
 
 In: the tokenizer of the bundled model, answers written by hand. Needs no PyTorch.
 """
@@ -52,7 +53,8 @@ def ask(text, **settings):
 def test_tools_are_run_and_their_results_are_not_the_policys_words(rollouts):
     function = TOOLS.turns[1]["tool_calls"][0]["function"]
     arguments = str(function["arguments"]).replace("'", '"')
-    call = f'<think>\nx\n</think>\n\n<tool_call>\n{{"name": "{function["name"]}", "arguments": {arguments}}}\n</tool_call>'
+    call = f'{{"name": "{function["name"]}", "arguments": {arguments}}}'
+    call = f"<think>\nx\n</think>\n\n<tool_call>\n{call}\n</tool_call>"
     first, last = f"{call}<|im_end|>", f"<think>\ny\n</think>\n\n{TOOLS.reply}<|im_end|>"
     script = Script(rollouts.tokenizer, first, last)
     (made,) = rollouts.sample([ask(TOOLS.question, problem=TOOLS)], script)
@@ -63,7 +65,7 @@ def test_tools_are_run_and_their_results_are_not_the_policys_words(rollouts):
     assert others == (
         f"\n<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
-    # The policy went on from exactly what it had said, and that is what the chat template would have shown it.
+    # The policy went on from exactly what it had said, and the chat template would have shown it just that.
     turns = [Message("user", TOOLS.question), Message("assistant", first.removesuffix("<|im_end|>"))]
     whole = rollouts.template.render([*turns, Message("tool", result)], tools=list(TOOLS.tools))
     assert rollouts.tokenizer.decode(script.asks[1].ids) == whole

@@ -1,8 +1,8 @@
 """Our engine on the weights of a model that is being trained, in the same process.
 
-In: a `transformers` model, the directory of its tokenizer files, prompts as ids. Out: continuations drawn from the
-model's own distribution, many at once. The weights are read from the model's tensors, not from files: `refresh`
-after every update. It knows no messages, no tools and no trainer.
+In: a `transformers` model, the directory of its tokenizer files, prompts as ids. Out: continuations drawn
+from the model's own distribution, many at once. The weights are read from the model's tensors, not from
+files: `refresh` after every update. It knows no messages, no tools and no trainer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,8 @@ class Ask(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """New ids, the one that ended the turn included, and their log-probabilities where they were asked for."""
+    """New ids, the one that ended the turn included, and their log-probabilities where they were asked
+    for."""
 
     ids: list[int]
     logprobs: list[float] | None
@@ -47,11 +48,12 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DrawSettings:
-    """How the engine draws. temperature 1 with top_p 1 and top_k 0 is the policy's own distribution, 0 is greedy.
+    """How the engine draws. temperature 1 with top_p 1 and top_k 0 is the policy's own distribution, 0 is
+    greedy.
 
-    threads None: all that are there. running: sequences computed together. context: positions of a sequence at
-    most; kv_tokens: positions of all of them, those beyond wait their turn. speculation: guess repeated text ahead;
-    what is drawn stays the same.
+    threads None: all that are there. running: sequences computed together. context: positions of a sequence
+    at most; kv_tokens: positions of all of them, those beyond wait their turn. speculation: guess repeated
+    text ahead; what is drawn stays the same.
     """
 
     temperature: float = 1.0
@@ -120,8 +122,8 @@ class LiveTensors:
 class LiveEngine:
     """Draws from a model that is trained. The engine runs in the caller's thread, and only inside `draw`.
 
-    Raises UsageError where the model's tensors are not whole in this process, ModelError for a model that the engine
-    cannot run, and for weights that hold no numbers any more.
+    Raises UsageError where the model's tensors are not whole in this process, ModelError for a model that the
+    engine cannot run, and for weights that hold no numbers any more.
     """
 
     def __init__(self, model: Any, directory: Path, settings: DrawSettings) -> None:

@@ -1,8 +1,9 @@
-"""What reinforcement learning asks: kinds of prompts, made from numbers, and the choice of those worth learning from.
+"""What reinforcement learning asks: kinds of prompts, made from numbers, and the choice of those worth
+learning from.
 
-In: task shares, a stage's name, pass counts of the policy. Out: `Prompt`s, a few words each, that become episodes;
-a JSON-lines file of what was tried. A prompt's seed is text that names the stage, so none of the streams of problems
-of supervised stages meets them. It knows no model and no trainer.
+In: task shares, a stage's name, pass counts of the policy. Out: `Prompt`s, a few words each, that become
+episodes; a JSON-lines file of what was tried. A prompt's seed is text that names the stage, so none of the
+streams of problems of supervised stages meets them. It knows no model and no trainer.
 """
 
 import json
@@ -56,7 +57,8 @@ def prompts(stage: str, tasks: Mapping[str, float], kinds: Mapping[str, float], 
 
 
 def episode(prompt: Prompt, parameters: int) -> Episode:
-    """The prompt as it is asked. parameters: of the model, which names its size to questions outside its field."""
+    """The prompt as it is asked. parameters: of the model, which names its size to questions outside its
+    field."""
     rng = random.Random(f"{prompt.seed} {prompt.kind}")
     if prompt.kind == "outside":
         talk = small_talk(rng, "train", parameters)
@@ -132,7 +134,7 @@ def choose(
     if len(kept) < max(2, wanted // 10):
         right = sum(each.right for each in tried) / max(1, sum(each.of for each in tried))
         raise UsageError(
-            f"of {len(tried)} prompts only {len(kept)} are solved at times ({right:.0%} of all answers are right). "
-            "Choose harder or easier tasks, or train the stage before for longer."
+            f"of {len(tried)} prompts only {len(kept)} are solved at times ({right:.0%} of all answers are "
+            "right). Choose harder or easier tasks, or train the stage before for longer."
         )
     return kept[:wanted]

@@ -1,8 +1,8 @@
 """Reinforcement learning with verifiable rewards (GRPO) on TRL: what the stages reasoning and general share.
 
-In: the checkpoint of the stage before, prompts, weighted rewards, settings. Out: a Hugging Face checkpoint; log.csv,
-curves.png, TensorBoard; states from which a killed run goes on exactly. The loss is TRL's with its default, DAPO
-(arXiv 2503.14476): the mean over tokens, a higher upper clip, no KL term. It knows no task.
+In: the checkpoint of the stage before, prompts, weighted rewards, settings. Out: a Hugging Face checkpoint;
+log.csv, curves.png, TensorBoard; states from which a killed run goes on exactly. The loss is TRL's with its
+default, DAPO (arXiv 2503.14476): the mean over tokens, a higher upper clip, no KL term. It knows no task.
 """
 
 import random
@@ -41,8 +41,8 @@ Weighted = Mapping[Reward, float]
 
 
 class Trainer(GRPOTrainer):  # type: ignore[misc]
-    """TRL's, without its work on padding: sequences of like length share a micro-batch, and what is padding in all of
-    them is cut off. The loss and its gradient stay the same. It writes no model card."""
+    """TRL's, without most of its work on padding: sequences of like length share a micro-batch, begin at its
+    left margin, and it ends where they do. The loss and its gradient stay the same."""
 
     _buffered_inputs: Any
 
@@ -97,6 +97,9 @@ class Trainer(GRPOTrainer):  # type: ignore[misc]
         )
         return logps, entropies, found[2]
 
+    def _send_telemetry(self) -> None:
+        """Nobody is told of anybody's training."""
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """The recipes have one of their own."""
 
@@ -117,8 +120,8 @@ def sorted_by_length(batches: Sequence[dict[str, Any]], together: int) -> list[d
             if isinstance(value, Tensor) and value.dim() > 0
         }
         made += [
-            {**batch, **{key: rows[key][index] for key, index in zip(rows, [i] * len(rows), strict=True)}}
-            for batch, i in zip(group, order, strict=True)
+            {**batch, **{key: values[index] for key, values in rows.items()}}
+            for batch, index in zip(group, order, strict=True)
         ]
     return made
 
@@ -234,7 +237,8 @@ def make_trainer(
 
 
 def arguments(stage: Stage, preset: Preset, settings: Reinforced, weights: list[float]) -> GRPOConfig:
-    """What TRL is told. A state is kept only where a generation begins: a run that goes on draws anew there."""
+    """What TRL is told. A state is kept only where a generation begins: a run that goes on draws anew
+    there."""
     cuda = torch.cuda.is_available()
     whole, processes = settings.prompts * settings.group, PartialState(cpu=not cuda).num_processes
     in_step, rest = divmod(whole, settings.micro * settings.updates * processes)
@@ -263,7 +267,7 @@ def arguments(stage: Stage, preset: Preset, settings: Reinforced, weights: list[
         use_vllm=settings.rollouts == "vllm",
         use_cpu=not cuda,
         bf16=cuda and preset.precision == "bfloat16",
-        ddp_backend=None if cuda else "gloo",
+        ddp_backend="gloo" if processes > 1 and not cuda else None,
         ddp_find_unused_parameters=False,
         gradient_checkpointing=cuda,
         logging_steps=1,

@@ -1,9 +1,10 @@
 """Verifiable rewards: what was said -> a number, by rules alone.
 
-In: columns of equal length, as TRL's GRPOTrainer hands them to its `reward_funcs`: completions (text), and by name
-what rollout.py adds: problem, turns (the assistant's, with control tokens), results (of tools), think (was a thought
-asked for? None: as the model likes), length (tokens that the model drew), reply (what must be said word for word).
-Out: a reward for each completion, None where a rule does not apply. Standard library only; it knows no model.
+In: columns of equal length, as TRL's GRPOTrainer hands them to its `reward_funcs`: completions (text), and by
+name what rollout.py adds: problem, turns (the assistant's, with control tokens), results (of tools), think
+(was a thought asked for? None: as the model likes), length (tokens that the model drew), reply (what must be
+said word for word). Out: a reward for each completion, None where a rule does not apply. Standard library
+only; it knows no model.
 """
 
 import json
@@ -32,8 +33,8 @@ class Turn(NamedTuple):
 
 
 def read(text: str) -> Turn | None:
-    """One turn of the assistant; None where its thought is not opened once, closed once, and followed by a reply,
-    or where the turn did not end."""
+    """One turn of the assistant; None where its thought is not opened once, closed once, and followed by a
+    reply, or where the turn did not end."""
     if not text.endswith(END):
         return None
     found = _SHAPE.fullmatch(text.removesuffix(END))
@@ -83,7 +84,8 @@ def mode_followed(
     turns: Sequence[Sequence[str]] | None = None,
     **_: Any,
 ) -> Rewards:
-    """1 where every turn thought, or none did, as the switch or the last flag asked. None where nothing was asked."""
+    """1 where every turn thought, or none did, as the switch or the last flag asked. None where nothing was
+    asked."""
     rewards: Rewards = []
     for each, wanted in zip(_all(completions, turns), think, strict=True):
         thought = [
@@ -102,8 +104,8 @@ def tool_use(
     results: Sequence[Sequence[str]] | None = None,
     **_: Any,
 ) -> Rewards:
-    """For problems with tools: a third each for calls that can be read, calls that a tool could run, and an answer
-    that rests on a result. None for others."""
+    """For problems with tools: a third each for calls that can be read, calls that a tool could run, and an
+    answer that rests on a result. None for others."""
     outcomes = results or [()] * len(completions)
     return [
         None if p is None or not p.tools else _tool_facts(p, list(each), list(got)) / _FACTS
@@ -141,7 +143,8 @@ def said_as_asked(
     turns: Sequence[Sequence[str]] | None = None,
     **_: Any,
 ) -> Rewards:
-    """1 where the reply is the wanted one, word for word: what is said to questions outside the field. None elsewhere."""
+    """1 where the reply is the wanted one, word for word: what is said to questions outside the field. None
+    elsewhere."""
     rewards: Rewards = []
     for text, wanted in zip(_last(completions, turns), reply, strict=True):
         part = read(text)
@@ -150,7 +153,8 @@ def said_as_asked(
 
 
 def soft_overlong(most: int, soft: int) -> Reward:
-    """The length penalty of DAPO (arXiv 2503.14476, eq. 13): 0 up to most - soft tokens, then down to -1 at `most`.
+    """The length penalty of DAPO (arXiv 2503.14476, eq. 13): 0 up to most - soft tokens, then down to -1 at
+    `most`.
 
     Raises UsageError unless 0 < soft <= most.
     """
@@ -171,7 +175,8 @@ def shorter(
     turns: Sequence[Sequence[str]] | None = None,
     **_: Any,
 ) -> Rewards:
-    """Among the right answers to one prompt, from 0.5 for the shortest to -0.5 for the longest; 0 for wrong ones.
+    """Among the right answers to one prompt, from 0.5 for the shortest to -0.5 for the longest; 0 for wrong
+    ones.
 
     As the length reward of Kimi k1.5 (arXiv 2501.12599, section 2.3.3), but being wrong costs nothing more.
     """

@@ -1,9 +1,11 @@
-"""Rollouts: episodes (messages, a thinking mode, tools) -> what the policy says, token for token, over all turns.
+"""Rollouts: episodes (messages, a thinking mode, tools) -> what the policy says, token for token, over all
+turns.
 
-In: a way to continue ids (our engine on the live weights, or a trainer's own generation), the tokenizer files of the
-policy. Out: token ids with a mask: 1 where the policy drew the token, 0 where it was forced (a thinking budget) or
-came from a tool; only the former may be trained on. Between two turns nothing is rendered anew: what is trained on is
-what was drawn. `rollout_func` is the shape in which TRL's GRPOTrainer takes it. It knows no rewards.
+In: a way to continue ids (our engine on the live weights, or a trainer's own generation), the tokenizer files
+of the policy. Out: token ids with a mask: 1 where the policy drew the token, 0 where it was forced (a
+thinking budget) or came from a tool; only the former may be trained on. Between two turns nothing is rendered
+anew: what is trained on is what was drawn. `rollout_func` is the shape in which TRL's GRPOTrainer takes it.
+It knows no rewards.
 """
 
 import random
@@ -32,10 +34,10 @@ SWITCH: dict[Mode, bool | None] = {"on": True, "off": False, "auto": None}  # en
 class Episode:
     """What the policy is asked.
 
-    mode: "off" closes the thought in the prompt; "auto" and "on" render the prompt as the template does without a
-    switch and with it (for Qwen3 both leave it to the model, which reads /think and /no_think). budget: most tokens
-    inside each thought, which is then ended by the stop sentence. problem: executes the calls of its tools. think and
-    reply are for the rewards: was a thought asked for, what must be said.
+    mode: "off" closes the thought in the prompt; "auto" and "on" render the prompt as the template does
+    without a switch and with it (for Qwen3 both leave it to the model, which reads /think and /no_think).
+    budget: most tokens inside each thought, which is then ended by the stop sentence. problem: executes the
+    calls of its tools. think and reply are for the rewards: was a thought asked for, what must be said.
     """
 
     messages: tuple[Message, ...]
@@ -168,7 +170,8 @@ class Rollouts:
         return run
 
     def _limit(self, run: _Run) -> int:
-        """How many tokens may be drawn next; 0 when the episode is over. Ends a thought whose budget is spent."""
+        """How many tokens may be drawn next; 0 when the episode is over. Ends a thought whose budget is
+        spent."""
         budget, machine = run.episode.budget, run.machine
         thinks = machine.phase is Phase.THINK
         if (
@@ -218,7 +221,8 @@ class Rollouts:
         return text
 
     def _told(self, results: Sequence[str], mode: Mode) -> list[int]:
-        """What stands between the end of a turn with calls and the begin of the next, as the template writes it."""
+        """What stands between the end of a turn with calls and the begin of the next, as the template writes
+        it."""
         before = [Message("user", "q"), Message("assistant", "a")]
         turns = [*before, *(Message("tool", result) for result in results)]
         count = self.template.encode(before, add_generation_prompt=False).count(self.end)
@@ -248,9 +252,10 @@ def columns(episodes: Sequence[Episode], rollouts: Sequence[Rollout]) -> dict[st
 class RolloutFunc:
     """A `rollout_func` of TRL 1.16: f(prompts, trainer) with every prompt repeated for its group already.
 
-    The prompts of its dataset are names of episodes. `kind`: "deepfast" draws with our engine on the weights of this
-    moment; "transformers" and "vllm" with the generation that the trainer was configured for. seconds: spent here so
-    far. Log-probabilities are given only by "vllm", where TRL corrects with them; our engine's are those of the model.
+    The prompts of its dataset are names of episodes. `kind`: "deepfast" draws with our engine on the weights
+    of this moment; "transformers" and "vllm" with the generation that the trainer was configured for.
+    seconds: spent here so far. Log-probabilities are given only by "vllm", where TRL corrects with them; our
+    engine's are those of the model.
     """
 
     def __init__(
@@ -291,8 +296,8 @@ class RolloutFunc:
 
 
 def _trainer_draws(trainer: Any, asks: Sequence[Ask]) -> list[Drawn]:
-    """TRL's own generation: transformers, its continuous batching, or vLLM, as GRPOConfig says. TRL's tool loop takes
-    the same way; seeds are the trainer's business, and limits are kept by the caller."""
+    """TRL's own generation: transformers, its continuous batching, or vLLM, as GRPOConfig says. TRL's tool
+    loop takes the same way; seeds are the trainer's business, and limits are kept by the caller."""
     ids, logprobs = trainer._generate_single_turn([list(ask.ids) for ask in asks], None, {}, 1)
     each = [None] * len(ids) if logprobs is None else logprobs
     return [Drawn(list(new), old) for new, old in zip(ids, each, strict=True)]

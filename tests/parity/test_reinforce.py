@@ -1,5 +1,5 @@
-"""Reinforcement learning on the live weights: our engine draws what the model would, TRL learns only from that, and a
-killed run goes on as if nothing had been.
+"""Reinforcement learning on the live weights: our engine draws what the model would, TRL learns only from
+that, and a killed run goes on as if nothing had been.
 
 In: a tiny random model with the bundled tokenizer, a few steps. Needs PyTorch, transformers and TRL.
 """
@@ -57,7 +57,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = transformers.Qwen3Config(
         vocab_size=bundled["vocab_size"], hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=32, intermediate_size=64, max_position_embeddings=2048,
-        tie_word_embeddings=True, eos_token_id=bundled["eos_token_id"], pad_token_id=614, initializer_range=0.3,
+        tie_word_embeddings=True, eos_token_id=bundled["eos_token_id"], pad_token_id=614,
+        initializer_range=0.3,
     )  # fmt: skip
     transformers.Qwen3ForCausalLM(config).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -99,7 +100,7 @@ def test_greedy_rollouts_and_their_logprobs_are_the_models_also_after_an_update(
 
 def test_draws_follow_the_policys_own_distribution(tiny: Path) -> None:
     model = load(tiny)
-    count, ids = 4000, [5, 9, 100, 42]
+    count, ids = 2000, [5, 9, 100, 42]
     with torch.no_grad():
         expected = torch.softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1).numpy()
     ours = engine(model, tiny)
