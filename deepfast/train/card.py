@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,8 +93,6 @@ def measure_card(
 
 def open_model(model: Path, settings: Settings) -> LLM:
     """The model in an engine for many short sequences."""
-    from dataclasses import replace
-
     return LLM(model, config=replace(ENGINE, max_new_tokens=settings.max_new_tokens))
 
 
@@ -126,9 +124,11 @@ def write_json(path: Path, results: Mapping[str, Any]) -> None:
 def fingerprint(model: Path) -> str:
     """Which weights these are: a hash of the names, sizes and first MB of the weight files."""
     digest = hashlib.sha256()
-    files = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
-    if not files or not all(file.is_file() for file in files):
-        raise ModelError(f"{model} holds no model.safetensors. Give the directory of a checkpoint.")
+    files = sorted(model.glob("*.safetensors"))
+    if not files or not (model / "config.json").is_file():
+        raise ModelError(
+            f"{model} holds no config.json with model.safetensors. Give the directory of a checkpoint."
+        )
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as data:
@@ -158,10 +158,16 @@ def _accuracy(llm: LLM, settings: Settings, tasks: Sequence[str]) -> Results:
         "rows": rows_of(found),
         "promises": promised,
         "loops": measure.loops(thoughts),
-        "longest": max((talk.thought_tokens for talk in thoughts), default=0),
+        "longest": _longest(found),
         "tools": _tools(found),
         "failures": failures(found),
     }
+
+
+def _longest(found: Mapping[tuple[str, str, str], Sequence[Talk]]) -> int:
+    """Tokens of the longest thought of the problems that the budgets are tried on."""
+    chosen = [talks for key, talks in found.items() if key[0] != "tools" and key[1:] == ("test", "think")]
+    return max((talk.thought_tokens for talks in chosen for talk in talks), default=0)
 
 
 def _right(talks: Sequence[Talk]) -> Share:
@@ -211,11 +217,15 @@ def failures(found: Mapping[tuple[str, str, str], Sequence[Talk]]) -> list[Resul
     return shown
 
 
-def _budget(llm: LLM, settings: Settings, tasks: Sequence[str], longest: int) -> list[Results]:
-    points = measure.budget_curve(
-        llm, tasks, settings.at_budget, settings.seed, measure.budgets_up_to(longest)
-    )
-    return [{"budget": p.budget, "right": p.right, "tokens": round(p.tokens, 1)} for p in points]
+def _budget(llm: LLM, settings: Settings, tasks: Sequence[str], longest: int) -> Results:
+    plain = [task for task in tasks if task != "tools"]
+    budgets = measure.budgets_up_to(longest)
+    points = measure.budget_curve(llm, plain, settings.at_budget, settings.seed, budgets)
+    without = measure.accuracy(llm, plain, settings.at_budget, settings.seed, modes=("no_think",))
+    return {
+        "points": [{"budget": p.budget, "right": p.right, "tokens": round(p.tokens, 1)} for p in points],
+        "no_think": _right([talk for talks in without.values() for talk in talks]),
+    }
 
 
 def _measure_stages(
@@ -251,7 +261,7 @@ def _stage(directory: Path, settings: Settings, tasks: Sequence[str]) -> Results
 # --- the same tokens as transformers ---
 
 
-def same_tokens(model: Path, prompts: int = PROMPTS, new_tokens: int = 48) -> Share | None:
+def same_tokens(model: Path, prompts: int = PROMPTS, new_tokens: int = 32) -> Share | None:
     """Prompts whose greedy tokens are those of transformers, both in float32; None where it is not installed.
 
     Quantised weights are compared through the values that they stand for. ModelError when one cannot load.
@@ -286,11 +296,12 @@ def _transformers_tokens(plain: Path, prompts: Sequence[Sequence[int]], new_toke
     model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
     ends = model.generation_config.eos_token_id
     greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, eos_token_id=ends, pad_token_id=0)
+    model.generation_config = greedy  # its own settings for sampling would be warned about
     made = []
     with torch.no_grad():
         for prompt in prompts:
             ids = torch.tensor([list(prompt)])
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+            out = model.generate(ids, attention_mask=torch.ones_like(ids))
             made.append(out[0, len(prompt) :].tolist())
     return made
 

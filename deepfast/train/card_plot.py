@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfast.train.card import Results
-from deepfast.train.card_text import PICTURES, SPLIT_NAMES, pooled
+from deepfast.train.card_text import PICTURES, SPLIT_NAMES
 from deepfast.train.measure import Share
 
 COLOURS = {"think": "#2f6db3", "no_think": "#d9822b"}
@@ -19,8 +19,7 @@ def draw_card(results: Results, directory: Path) -> list[Path]:
     """Both pictures, beside the README; gives their paths."""
     made = [directory / PICTURES["accuracy"], directory / PICTURES["budget"]]
     draw_accuracy(results["accuracy"]["rows"], made[0])
-    plain = [row for row in results["accuracy"]["rows"] if row["task"] != "tools"]
-    draw_budget(results["budget"], pooled(plain, "test", "no_think"), made[1])
+    draw_budget(results["budget"]["points"], Share(*results["budget"]["no_think"]), made[1])
     return made
 
 

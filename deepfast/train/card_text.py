@@ -27,7 +27,7 @@ def percent(share: Sequence[int]) -> str:
 
 
 def pooled(rows: Sequence[Results], split: str, mode: str, hard: bool = False) -> Share:
-    """All tasks of a split together, or the hard ones. They have equally many problems each: it is the mean."""
+    """All tasks of a split together, or the hard ones. They have equally many problems: it is the mean."""
     chosen = [row for row in rows if row["split"] == split and (not hard or row["task"] in HARD)]
     return Share(sum(row[mode][0] for row in chosen), sum(row[mode][1] for row in chosen))
 
@@ -61,8 +61,8 @@ def _accuracy(results: Results, pictures: bool) -> str:
     thinking, without = (pooled(rows, "test", mode, True).rate for mode in ("think", "no_think"))
     text = [
         "### Accuracy",
-        f"{count} problems for each number, half English, half Chinese, sampled at the defaults of each mode; in "
-        "brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long arithmetic; on "
+        f"{count} problems for each number, half English, half Chinese, sampled at the defaults of each mode; "
+        "in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long arithmetic; on "
         f"them thinking is worth {100 * (thinking - without):+.1f} points.",
         _table(["task", *head, "mean thinking tokens"], lines),
     ]
@@ -76,14 +76,18 @@ def _accuracy(results: Results, pictures: bool) -> str:
 
 
 def _budget(results: Results, pictures: bool) -> str:
-    points = results["budget"]
-    rows = results["accuracy"]["rows"]
-    level = pooled([row for row in rows if row["task"] != "tools"], "test", "no_think")
-    lines = [["no_think", percent(level), "0"]]
+    points = results["budget"]["points"]
+    lines = [["no_think", percent(results["budget"]["no_think"]), "0"]]
     lines += [[str(p["budget"]), percent(p["right"]), f"{p['tokens']:.0f}"] for p in points]
-    falls = [b["budget"] for a, b in zip(points, points[1:], strict=False) if _rate(b) < _rate(a)]
-    shape = f"It falls at a budget of {', '.join(map(str, falls))}." if falls else "It never falls."
-    told = f"Held-out problems of all tasks but tools, the same ones at every budget. {shape}"
+    pairs = list(zip(points, points[1:], strict=False))
+    rises = sum(_rate(b) > _rate(a) for a, b in pairs)
+    falls = [str(b["budget"]) for a, b in pairs if _rate(b) < _rate(a)]
+    shape = f"{rises} of {len(pairs)} doublings raise the accuracy"
+    shape += f"; it falls at {', '.join(falls)}." if falls else "; none lowers it."
+    told = (
+        f"{points[0]['right'][1]} held-out problems of all tasks but tools, the same ones at every budget. "
+        f"{shape} The sentence with which a thought is ended at its budget counts as thought."
+    )
     text = ["### Accuracy against thinking budget", told]
     text.append(_table(["budget (tokens)", "right", "mean thinking tokens"], lines))
     if pictures:
@@ -124,7 +128,8 @@ def _stages(stages: Sequence[Results]) -> str:
 
 def _cost(cost: Results) -> list[str]:
     """Tokens, steps, time; a dash for what the stage did not write down."""
-    tokens, steps, seconds = (cost.get(key) for key in ("tokens", "steps", "seconds"))
+    found = [cost.get(key) for key in ("tokens", "steps", "seconds")]
+    tokens, steps, seconds = (value if isinstance(value, int | float) else None for value in found)
     return [
         f"{tokens / 1e6:.2f} M" if tokens is not None else "-",
         f"{steps:,}" if steps is not None else "-",
