@@ -38,7 +38,7 @@ def completion(
 
 
 class Script:
-    """An LLM that looks the answer up: right with a thought of eight words, wrong without, as told by budget."""
+    """An LLM that looks the answer up: right after a thought of eight words, else wrong."""
 
     def __init__(self, *problems: Problem) -> None:
         self.by_question = {p.question: p for p in problems}
@@ -176,6 +176,10 @@ def test_a_refusal_says_what_it_can_do() -> None:
     assert not measure.refuses("Paris")
 
 
+COST = {"tokens": 2500000, "seconds": 600.0, "steps": 1200, "machine": "a laptop"}
+POINTS = [{"budget": 16, "right": (1, 4), "tokens": 3.0}, {"budget": 32, "right": (4, 4), "tokens": 8.0}]
+
+
 def results() -> dict[str, Any]:
     """As card.py measures them, of a scripted model that is wrong about knights beyond training."""
     found = {}
@@ -193,11 +197,11 @@ def results() -> dict[str, Any]:
             "rows": cards.rows_of(found), "promises": {"sums": (2, 2)}, "loops": (0, 8), "longest": 20,
             "tools": {"valid calls": (0, 0)}, "failures": cards.failures(found),
         },
-        "budget": {"no_think": (1, 4), "points": [{"budget": 16, "right": (1, 4), "tokens": 3.0}, {"budget": 32, "right": (4, 4), "tokens": 8.0}]},
+        "budget": {"no_think": (1, 4), "points": POINTS},
         "modes": {case.name: (9, 10) for case in CASES}, "refusals": (1, 2), "same_tokens": (12, 12),
         "stages": [
             {"stage": "pretrain", "cost": {}, **{m: {"all": (1, 2), "hard": (0, 2)} for m in measure.MODES}},
-            {"stage": "fusion", "cost": {"tokens": 2500000, "seconds": 600.0, "steps": 1200, "machine": "a laptop"},
+            {"stage": "fusion", "cost": COST,
              **{m: {"all": (2, 2), "hard": (2, 2)} for m in measure.MODES}},
         ],
     }  # fmt: skip

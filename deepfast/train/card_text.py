@@ -61,8 +61,8 @@ def _accuracy(results: Results, pictures: bool) -> str:
     thinking, without = (pooled(rows, "test", mode, True).rate for mode in ("think", "no_think"))
     text = [
         "### Accuracy",
-        f"{count} problems for each number, half English, half Chinese, sampled at the defaults of each mode; "
-        "in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long arithmetic; on "
+        f"{count} problems for each number, half English, half Chinese, sampled at the defaults of each "
+        "mode; in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long arithmetic; on "
         f"them thinking is worth {100 * (thinking - without):+.1f} points.",
         _table(["task", *head, "mean thinking tokens"], lines),
     ]
