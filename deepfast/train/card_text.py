@@ -20,7 +20,7 @@ SPLIT_NAMES = {"test": "held out", "ood": "one size larger"}
 def percent(share: Sequence[int]) -> str:
     """ "98.0 % (92.9 to 99.4)": a share with its 95 % Wilson interval."""
     found = Share(*share)
-    if not found.count:
+    if not found.total:
         return "-"
     low, high = found.interval
     return f"{100 * found.rate:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
@@ -62,8 +62,8 @@ def _accuracy(results: Results, pictures: bool) -> str:
     text = [
         "### Accuracy",
         f"{count} problems for each number, half English, half Chinese, sampled at the defaults of each "
-        "mode; in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long arithmetic; on "
-        f"them thinking is worth {100 * (thinking - without):+.1f} points.",
+        "mode; in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long arithmetic; "
+        f"on them thinking is worth {100 * (thinking - without):+.1f} points.",
         _table(["task", *head, "mean thinking tokens"], lines),
     ]
     promises = results["accuracy"]["promises"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from deepfast.train.problems import TASKS, Problem, Split, sample, verify
+from deepfast.train.problems import TASKS, Language, Problem, Split, sample, verify
 from deepfast.train.problems.tools import execute
 from deepfast.types import Completion, ContextError, Message, Mode, SamplingParams, Thinking, ToolCall
 
@@ -69,15 +69,15 @@ class Share(NamedTuple):
     """So many of so many."""
 
     hits: int
-    count: int
+    total: int
 
     @property
     def rate(self) -> float:
-        return self.hits / self.count if self.count else 0.0
+        return self.hits / self.total if self.total else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.hits, self.count)
+        return wilson(self.hits, self.total)
 
 
 def wilson(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -273,7 +273,7 @@ def modes(llm: Model, count: int, seed: int, max_tokens: int | None = None) -> d
         rng = random.Random(f"modes {seed} {number}")
         made[case] = []
         for index in range(count):
-            language = "zh" if index % 2 else "en"
+            language: Language = "zh" if index % 2 else "en"
             one, two = (sample(rng.choice(names), rng, "test", None, language) for _ in range(2))
             made[case].append(mode_talk(case, one, two, index))
     play(llm, [talk for talks in made.values() for talk in talks], max_tokens)
