@@ -62,8 +62,8 @@ def _accuracy(results: Results, pictures: bool) -> str:
     text = [
         "### Accuracy",
         f"{count} problems for each number, half English, half Chinese, sampled at the defaults of each "
-        "mode; in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long arithmetic; "
-        f"on them thinking is worth {100 * (thinking - without):+.1f} points.",
+        "mode; in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long "
+        f"arithmetic; on them thinking is worth {100 * (thinking - without):+.1f} points.",
         _table(["task", *head, "mean thinking tokens"], lines),
     ]
     promises = results["accuracy"]["promises"]
