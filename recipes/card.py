@@ -14,7 +14,7 @@ from deepfast.train.card import Place, Settings, measure_card, write_json
 from deepfast.train.card_text import card, write_between
 from deepfast.types import DeepfastError
 
-QUICK = 12
+QUICK = 8
 
 
 def parser() -> argparse.ArgumentParser:
