@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup build check format test bench serve parity sanitize avx512 fuzz browser pictures
+.PHONY: setup build check format test bench serve parity sanitize avx512 fuzz browser pictures train-nano
 
 setup: $(BIN)/python  ## a virtual environment with everything but PyTorch
 	$(BIN)/pip install -q -e '.[test,dev]'
@@ -43,6 +43,10 @@ FUZZ_EXAMPLES ?= 2000
 
 fuzz: setup  ## the readers of model files against damaged ones: FUZZ_EXAMPLES of each kind
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q tests/fuzz
+
+train-nano: setup  ## a small hybrid thinker, from nothing to its card: every stage of docs/training.md
+	$(BIN)/pip install -q -e '.[train]'
+	$(BIN)/python recipes/train_nano.py --preset mini
 
 serve: setup  ## the APIs and the chat page on http://127.0.0.1:8000, with the bundled model
 	$(BIN)/deepfast serve

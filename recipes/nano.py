@@ -179,7 +179,7 @@ def train(model: Nano, tokenizer: Tokenizer, total: int, work: Path, device: str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("deepfast/bundled"), help="model directory")
-    parser.add_argument("--work", type=Path, default=Path("build/nano"), help="checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("build/nano-basics"), help="checkpoints")
     parser.add_argument("--tokens", type=int, default=TOTAL_TOKENS, help="stop early, after so many")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
