@@ -60,12 +60,21 @@ def drop_after(path: Path, step: int) -> None:
         _rewrite(path, [{key: _cell(value) for key, value in row.items()} for row in kept])
 
 
-class LogCallback:
-    """A callback of transformers' Trainer: every `logs` becomes a row of directory/log.csv.
+class Callback:
+    """A callback of transformers' Trainer without its base class: events that are none of its business do
+    nothing, in any version of Trainer."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("on_"):
+            return _nothing
+        raise AttributeError(name)
+
+
+class LogCallback(Callback):
+    """Every `logs` becomes a row of directory/log.csv.
 
     A run that resumes at a step drops the rows behind it, a fresh run all. directory/curves.png is drawn at
-    every save and at the end. Only the first process of several writes. Events that are none of its
-    business do nothing, so it works with any version of Trainer and without its base class.
+    every save and at the end. Only the first process of several writes.
     """
 
     def __init__(self, directory: str | Path, title: str = "") -> None:
@@ -95,11 +104,6 @@ class LogCallback:
     def _draw(self, state: Any) -> None:
         if state.is_world_process_zero and (rows := read_rows(self.log)):
             draw(rows, self.directory / "curves.png", self.title)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("on_"):
-            return _nothing
-        raise AttributeError(name)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

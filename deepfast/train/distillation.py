@@ -7,9 +7,7 @@ the Qwen3 report, section 4.5, leaves the direction open). It does not know how 
 """
 
 import json
-import os
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,8 @@ from deepfast.train.answers import Asked, Learned, ask
 from deepfast.train.documents import Document
 from deepfast.train.live import Ask, DrawSettings, LiveEngine
 from deepfast.train.presets import Distilled, Shape
-from deepfast.train.stage import Stage
+from deepfast.train.publish import CostCallback
+from deepfast.train.stage import Stage, num_processes
 from deepfast.types import ModelError, UsageError
 
 Ids = list[int]
@@ -143,26 +142,30 @@ def on_policy(
 
     check_shared_tokenizer(teacher, student)
     tokenizer = AutoTokenizer.from_pretrained(str(teacher), padding_side="left")
-    args = _arguments(stage.run, settings, micro_batch, save_every, seed, vllm, bfloat16)
+    args = _arguments(stage, settings, micro_batch, save_every, seed, vllm, bfloat16)
     texts = make_prompts(tokenizer, tasks, settings.steps * settings.prompts, seed)
     pair = [AutoModelForCausalLM.from_pretrained(str(path), dtype="float32") for path in (student, teacher)]
     trainer = _trainer(pair, args, texts, tokenizer, rollout)
-    trainer.add_callback(_cost_keeper(stage))
+    trainer.add_callback(CostCallback(stage))
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
     return trainer
 
 
 def _arguments(
-    run: Path, settings: Distilled, micro_batch: int, save_every: int, seed: int, vllm: bool, bfloat16: bool
+    stage: Stage,
+    settings: Distilled,
+    micro_batch: int,
+    save_every: int,
+    seed: int,
+    vllm: bool,
+    bfloat16: bool,
 ) -> Any:
     import torch
     from trl import DistillationConfig
 
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(
-        run / "tensorboard"
-    )  # Trainer has no argument for it any more
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    stage.open_logs()
+    processes = num_processes()
     micro_batch = min(micro_batch, max(1, settings.prompts // processes))
     if settings.prompts % (micro_batch * processes):
         raise UsageError(
@@ -170,7 +173,7 @@ def _arguments(
             f"{micro_batch}. Choose a micro-batch that divides {settings.prompts / processes:g}."
         )
     return DistillationConfig(
-        output_dir=str(run),
+        output_dir=str(stage.run),
         max_steps=settings.steps,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=settings.prompts // (micro_batch * processes),
@@ -241,21 +244,3 @@ def _trainer(
         processing_class=tokenizer,
         callbacks=[LogCallback(args.output_dir)],
     )
-
-
-def _cost_keeper(stage: Stage) -> Any:
-    from transformers import TrainerCallback
-
-    class Cost(TrainerCallback):  # type: ignore[misc]
-        """Keeps the stage's cost.json: tokens of the prompts and of the student's answers."""
-
-        began = time.monotonic()
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            """Up to this state."""
-            now = time.monotonic()
-            if state.is_world_process_zero:
-                stage.write_cost(int(state.num_input_tokens_seen), state.global_step, now - self.began)
-            self.began = now
-
-    return Cost()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deepfast.train.documents import FLAG
 from deepfast.train.problems import Problem, sample
 from deepfast.train.rollout import Episode
 from deepfast.train.talk import small_talk
@@ -19,7 +20,7 @@ from deepfast.types import Message, Mode, UsageError
 
 KINDS = ("think", "flag", "no_think", "off", "budget", "turns", "outside")
 BUDGETS = (32, 64, 128, 256)  # tokens
-THINK_FLAG, NO_THINK_FLAG = " /think", " /no_think"
+THINK_FLAG, NO_THINK_FLAG = f" {FLAG[True]}", f" {FLAG[False]}"
 
 
 class Prompt(NamedTuple):
@@ -118,10 +119,11 @@ def choose(
     step: int,
     attempt: Callable[[Sequence[Prompt]], list[Tried]],
     path: Path,
-    report: Callable[[str], Any] = print,
+    report: Callable[[str], Any] | None = print,
 ) -> list[Prompt]:
     """The first `wanted` learnable candidates, tried `step` at a time; goes on from the file at `path`.
 
+    report: None in every process but the first, which alone writes the file.
     Raises UsageError when fewer than a tenth of the wanted, or less than two, can be learned from.
     """
     tried = read_tried(path)
@@ -129,8 +131,9 @@ def choose(
     while len(kept) < wanted and len(tried) < len(candidates):
         tried += attempt(candidates[len(tried) : len(tried) + step])
         kept = [each.prompt for each in tried if each.learnable]
-        write_tried(path, tried)
-        report(f"{len(tried)} prompts tried, {len(kept)} of {wanted} learnable")
+        if report is not None:
+            write_tried(path, tried)
+            report(f"{len(tried)} prompts tried, {len(kept)} of {wanted} learnable")
     if len(kept) < max(2, wanted // 10):
         right = sum(each.right for each in tried) / max(1, sum(each.of for each in tried))
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A trained model as the checkpoint of its stage, from one process or from many.
+"""What a stage leaves behind: a trained model as its checkpoint, from one process or from many, and its cost.
 
 In: a Trainer, the text files that belong to the model, a stage. Out: WORK/STAGE as transformers and deepfast
 read it. The weights come last: a stage that has them is done. It knows no training.
@@ -6,11 +6,28 @@ read it. The weights come last: a stage that has them is done. It knows no train
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+from deepfast.train.curves import Callback
 from deepfast.train.stage import Stage
 from deepfast.train.tokenizer import copy_text_files
+
+
+class CostCallback(Callback):
+    """Keeps the stage's cost.json. tokens_per_step: None takes the tokens that Trainer has counted."""
+
+    def __init__(self, stage: Stage, tokens_per_step: int | None = None) -> None:
+        self.stage, self.tokens, self.began = stage, tokens_per_step, time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tokens, steps and seconds up to this state."""
+        now, steps = time.monotonic(), state.global_step
+        if state.is_world_process_zero:
+            tokens = int(state.num_input_tokens_seen) if self.tokens is None else steps * self.tokens
+            self.stage.write_cost(tokens, steps, now - self.began)
+        self.began = now
 
 
 def publish(trainer: Any, text: Path, stage: Stage) -> None:

@@ -6,9 +6,9 @@ default, DAPO (arXiv 2503.14476): the mean over tokens, a higher upper clip, no 
 """
 
 import random
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from deepfast.train.curves import LogCallback
 from deepfast.train.live import DrawSettings
-from deepfast.train.presets import Preset, Reinforced
+from deepfast.train.presets import Preset, Reinforced, check_sampler
 from deepfast.train.prompts import Prompt, Tried, choose, episode
-from deepfast.train.publish import publish
+from deepfast.train.publish import CostCallback, publish
 from deepfast.train.rewards import Reward, is_correct
 from deepfast.train.rollout import Episode, RolloutFunc, Rollouts
 from deepfast.train.stage import Stage, cpu_threads
@@ -126,20 +126,6 @@ def sorted_by_length(batches: Sequence[dict[str, Any]], together: int) -> list[d
     return made
 
 
-class _Cost(TrainerCallback):  # type: ignore[misc]
-    """Keeps the stage's cost.json."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage, self.began = stage, time.monotonic()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tokens (as TRL counts them), steps and seconds up to this state."""
-        now = time.monotonic()
-        if state.is_world_process_zero:
-            self.stage.write_cost(int(state.num_input_tokens_seen), state.global_step, now - self.began)
-        self.began = now
-
-
 def reinforce(
     stage: Stage,
     start: Path,
@@ -181,10 +167,7 @@ def check(settings: Reinforced) -> None:
         raise UsageError(
             f"steps={settings.steps} is no multiple of updates={settings.updates}. Change one of them."
         )
-    if settings.rollouts not in ("deepfast", "transformers", "vllm"):
-        raise UsageError(
-            f"rollouts={settings.rollouts!r} is unknown. Use 'deepfast', 'transformers' or 'vllm'."
-        )
+    check_sampler(settings.rollouts)
 
 
 def rollout_func(
@@ -232,7 +215,7 @@ def make_trainer(
             train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(total)]}),
             processing_class=AutoTokenizer.from_pretrained(start),
             rollout_func=func,
-            callbacks=[LogCallback(stage.run), _Cost(stage)],
+            callbacks=[LogCallback(stage.run), CostCallback(stage)],
         )
 
 
@@ -301,6 +284,6 @@ def learnable_prompts(
         found: dict[Prompt, int] = dict(gather_object(list(zip(share, sums, strict=True))))
         return [Tried(prompt, found[prompt], group) for prompt in some]
 
-    report = (lambda text: print(text, flush=True)) if accelerator.is_main_process else (lambda text: None)
+    report = partial(print, flush=True) if accelerator.is_main_process else None
     path = stage.run / "prompts.jsonl"
     return choose(tries, wanted, 2 * settings.prompts, attempt, path, report)

@@ -16,7 +16,6 @@ from deepfast.backend.machine import available_cpus
 from deepfast.types import UsageError
 
 STAGES = ("tokenizer", "pretrain", "cold_start", "reasoning", "fusion", "general", "distill")
-_COMMAND = "python recipes/{name}.py --work {work}"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether the checkpoint is whole: weights are written last."""
+        """Whether the checkpoint is whole: this file is written last."""
         last = "tokenizer_config.json" if self.name == "tokenizer" else "model.safetensors"
         return (self.directory / last).exists() or (self.directory / f"{last}.index.json").exists()
 
@@ -46,9 +45,9 @@ class Stage:
         """The directory of an earlier stage. Raises UsageError naming the command that makes it."""
         earlier = Stage(self.work, name)
         if not earlier.done:
-            command = _COMMAND.format(name=name, work=self.work)
             raise UsageError(
-                f"{self.name} starts from {earlier.directory}, which is not there. Run {command}."
+                f"{self.name} starts from {earlier.directory}, which is not there or not finished. Run "
+                f"python recipes/{name}.py --work {self.work}, with the same --preset."
             )
         return earlier.directory
 
@@ -74,7 +73,9 @@ class Stage:
             "seconds": round(before.get("seconds", 0.0) + seconds, 1),
             "machine": machine(),
         }
-        (self.run / "cost.json").write_text(json.dumps(cost, indent=2) + "\n", encoding="utf-8")
+        part = self.run / "cost.json.part"
+        part.write_text(json.dumps(cost, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.run / "cost.json")
 
     def cost(self) -> dict[str, Any]:
         """What the stage has cost so far; empty before its first save."""

@@ -7,7 +7,6 @@ micro-batch, padded on the right, so that causal attention needs no mask. It kno
 
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,6 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
@@ -31,7 +29,7 @@ from deepfast.train.curves import LogCallback
 from deepfast.train.documents import Document
 from deepfast.train.muon import Muon
 from deepfast.train.presets import Preset, Shape, Supervised
-from deepfast.train.publish import publish
+from deepfast.train.publish import CostCallback, publish
 from deepfast.train.stage import Stage, num_processes
 from deepfast.types import UsageError
 
@@ -145,20 +143,6 @@ class _InOrder(Trainer):  # type: ignore[misc]
         return SequentialSampler(self.train_dataset)
 
 
-class _Cost(TrainerCallback):  # type: ignore[misc]
-    """Keeps the stage's cost.json."""
-
-    def __init__(self, stage: Stage, tokens_per_step: int) -> None:
-        self.stage, self.tokens, self.began = stage, tokens_per_step, time.monotonic()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tokens, steps and seconds up to this state."""
-        now = time.monotonic()
-        if state.is_world_process_zero:
-            self.stage.write_cost(state.global_step * self.tokens, state.global_step, now - self.began)
-        self.began = now
-
-
 def new_model(shape: Shape, pad: int, end: int) -> PreTrainedModel:
     """Random weights: normal with 0.02, and less for what is added to the residual stream (GPT-2)."""
     config = Qwen3Config(
@@ -194,7 +178,7 @@ def train(
         args=arguments(stage, preset, settings, steps, accumulated),
         train_dataset=batches,
         data_collator=collate,
-        callbacks=[LogCallback(stage.run), _Cost(stage, settings.step_tokens)],
+        callbacks=[LogCallback(stage.run), CostCallback(stage, settings.step_tokens)],
     )
     trainer.settings = settings
     states = stage.states()

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from deepfast.model.hub import BUNDLED
 from deepfast.types import UsageError
 
 SPLIT = (
@@ -27,7 +28,6 @@ PLAIN_TOKENS = tuple(
     """<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|>
     <|file_sep|> <tool_response> </tool_response> <think> </think>""".split()
 )
-BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 CHAT_TEMPLATE, SENTENCES = BUNDLED / "chat_template.jinja", BUNDLED / "thinking.json"
 FEWEST = 256 + len(SPECIAL_TOKENS) + len(PLAIN_TOKENS)
 TEXT_FILES = (
@@ -99,10 +99,10 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     }
-    _write_json(out / "tokenizer_config.json", config)
     end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     sampling = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
     _write_json(out / "generation_config.json", {"eos_token_id": [end, pad], "pad_token_id": pad, **sampling})
+    _write_json(out / "tokenizer_config.json", config)  # last: it says that the stage is done
 
 
 def copy_text_files(start: Path, out: Path) -> None:
