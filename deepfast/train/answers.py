@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deepfast.train.documents import Exchange
+from deepfast.train.documents import FLAG, Exchange
 from deepfast.train.problems import TASKS, Problem, sample, verify
 from deepfast.train.problems.tools import calls_in, execute
 from deepfast.types import Completion, Message, SamplingParams, ToolCall, UsageError
@@ -56,7 +56,7 @@ def in_mode(problem: Problem, rng: random.Random, thinking: bool) -> Asked:
     """The problem's question as messages: a flag now and then, else thinking is the template's default, and
     not thinking its switch."""
     flagged = rng.random() < _FLAGGED
-    flag = (" /think" if thinking else " /no_think") if flagged else ""
+    flag = f" {FLAG[thinking]}" if flagged else ""
     messages = (Message("user", problem.question + flag),)
     return Asked(problem, thinking, messages, None if thinking or flagged else False)
 
@@ -216,18 +216,20 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def read_answers(path: Path, problems: int) -> list[Learned]:
-    """The documents of the first `problems` lines. Raises UsageError where the teacher has not got so far."""
+    """The documents of the first `problems` lines. Raises UsageError where there are fewer."""
+    return [Learned(*item) for row in _rows(path, problems) for item in row["documents"]]
+
+
+def read_exchanges(path: Path, problems: int) -> list[Exchange]:
+    """The right thoughts among the same answers, with their questions and replies. Raises the same."""
+    return [Exchange(*exchange) for row in _rows(path, problems) for exchange in row["exchanges"]]
+
+
+def _rows(path: Path, problems: int) -> list[dict[str, Any]]:
     lines = whole_lines(path)
     if len(lines) < problems:
         raise UsageError(
             f"{path} holds the answers to {len(lines)} of {problems} problems. "
-            "Let the teacher answer first, in one process: --only answers."
+            "Let the model answer first, in one process: --only answers."
         )
-    rows = (json.loads(line) for line in lines[:problems])
-    return [Learned(*item) for row in rows for item in row["documents"]]
-
-
-def read_exchanges(path: Path) -> list[Exchange]:
-    """The right thoughts among the answers, with their questions and replies."""
-    rows = (json.loads(line) for line in whole_lines(path))
-    return [Exchange(*exchange) for row in rows for exchange in row["exchanges"]]
+    return [json.loads(line) for line in lines[:problems]]

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deepfast.text.files import TextFiles
 from deepfast.text.template import ChatTemplate
 from deepfast.text.tokenizer import Tokenizer
-from deepfast.thinking.sentences import TABLE
+from deepfast.thinking.controls import last_switch
+from deepfast.thinking.sentences import TABLE, Sentences, language_of
 from deepfast.train.problems import TASKS, Problem, sample
 from deepfast.train.talk import small_talk
 from deepfast.types import Message, ToolCall
@@ -75,7 +77,7 @@ class Writer:
     """Turns random problems into documents; equal seeds give equal documents.
 
     `samples` are thoughts of the model itself that led to right answers (Qwen3 report, section 4.3); they
-    take the place of the solvers' wherever a thinking document is written.
+    take the place of the solvers' in the kinds think and cut.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class Writer:
         parameters: int = 0,
         samples: Sequence[Exchange] = (),
     ) -> None:
-        self.tokenizer = Tokenizer.from_dir(checkpoint)
-        self.template = ChatTemplate.from_dir(checkpoint, self.tokenizer)
+        text = TextFiles.from_dir(checkpoint)
+        self.tokenizer = Tokenizer.of(text)
+        self.template = ChatTemplate.of(text, self.tokenizer)
+        self.sentences = Sentences.of(text.thinking)
         self.mixture, self.parameters, self.samples = mixture, parameters, samples
         self.rng = random.Random(seed)
 
@@ -128,7 +132,8 @@ class Writer:
         """A thought ended from outside at a random token: only the answer is learned."""
         item = self.rng.choice(self.samples) if self.samples else self._exchange()
         thought = self._encode(f"<think>\n{item.thought}\n")
-        ending = "\n</think>\n\n" if self.rng.random() < _CUT_HARD else f"\n\n{STOP_SENTENCE}\n</think>\n\n"
+        hard = self.rng.random() < _CUT_HARD
+        ending = self.sentences.close if hard else self.sentences.stop(language_of(item.question))
         prompt = self.template.encode([self._asked(item.question, None)])
         kept = thought[: self.rng.randint(2, len(thought))]
         yield self._joined(prompt + kept + self._encode(ending), f"{item.reply}{END}")
@@ -142,7 +147,7 @@ class Writer:
             history += [self._asked(earlier.question, self.rng.choice((True, False, None)))]
             history += [Message("assistant", earlier.reply)]
         item = self._any()
-        must = thinking and self._flagged(history) == FLAG[False]
+        must = thinking and last_switch(history) is False
         yield self._chat([*history, self._asked(item.question, thinking, must)], item, thinking)
 
     def _talk(self) -> Iterator[Document]:
@@ -187,12 +192,6 @@ class Writer:
         flag = FLAG[thinking]
         return Message("user", f"{flag} {question}" if rng.random() < 0.1 else f"{question} {flag}")
 
-    def _flagged(self, messages: Sequence[Message]) -> str | None:
-        """The last flag in what the user said."""
-        text = " ".join(message.content or "" for message in messages if message.role == "user")
-        last = max(text.rfind("/think"), text.rfind("/no_think"))
-        return None if last < 0 else FLAG[text[last:].startswith(FLAG[True])]
-
     def _chat(self, messages: list[Message], item: Exchange, thinking: bool) -> Document:
         """The conversation up to `item`, whose answer is learned.
 
@@ -204,7 +203,7 @@ class Writer:
         if thinking:
             text = f"<think>\n{item.thought}\n</think>\n\n{item.reply}{END}"
             return self._joined(self.template.encode(messages), text)
-        if self._flagged(messages) == FLAG[False]:
+        if last_switch(messages) is False:
             text = f"<think>\n\n</think>\n\n{item.reply}{END}"
             return self._joined(self.template.encode(messages), text)
         return self._joined(self.template.encode(messages, enable_thinking=False), f"{item.reply}{END}")

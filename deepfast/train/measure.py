@@ -1,6 +1,6 @@
 """Measures a model as any user would meet it: problems, budgets, modes, tools, refusals.
 
-In: an LLM, held-out problems. Out: `Answer`s and counts. Many conversations run in the engine at once, each
+In: an LLM, held-out problems. Out: `Talk`s and counts. Many conversations run in the engine at once, each
 with the sampling defaults of its mode; tools get real results until the model has answered. It knows no
 files and no pictures: see card.py.
 """
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from deepfast.train.documents import FLAG
 from deepfast.train.problems import TASKS, Language, Problem, Split, sample, verify
 from deepfast.train.problems.tools import execute
 from deepfast.types import Completion, ContextError, Message, Mode, SamplingParams, Thinking, ToolCall
@@ -218,7 +219,7 @@ def budget_curve(
     ]
 
 
-ON, OFF = "/think", "/no_think"
+ON, OFF = FLAG[True], FLAG[False]
 
 
 class Case(NamedTuple):
@@ -280,11 +281,12 @@ def modes(llm: Model, count: int, seed: int, max_tokens: int | None = None) -> d
     return {case.name: of(followed(case, talk) for talk in talks) for case, talks in made.items()}
 
 
+# None of them is a question of talk.py, which training asks.
 OUTSIDE = (
-    "Who was the first president of the United States?", "Write a poem about the sea.",
+    "Who was the first president of the United States?", "Write a poem about the mountains.",
     "What is the capital of Australia?", "Explain how a heart works.", "Translate 'good night' into French.",
     "Which film should I watch tonight?", "Write a Python function that reads a file.",
-    "Should I sell my shares?", "谁写了《红楼梦》？", "给我写一首关于秋天的诗。", "法国的首都是哪里？",
+    "Should I sell my shares?", "谁写了《红楼梦》？", "给我写一首关于秋天的诗。", "澳大利亚的首都是哪里？",
     "请解释光合作用。", "明天北京天气怎么样？", "帮我写一封求职信。", "推荐一本小说。", "怎样治疗感冒？",
 )  # fmt: skip
 _SORRY = (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfast.train.answers import Asked, keeps_mode, known_tasks
+from deepfast.train.documents import FLAG
 from deepfast.train.problems import TASKS, Problem, Split, sample, verify
 from deepfast.types import UsageError
 
@@ -138,7 +139,7 @@ def rows(
 
 def row(problem: Problem, split: Split, index: int, thinking: bool) -> dict[str, Any]:
     """One problem as verl reads it."""
-    flag = "" if thinking else " /no_think"
+    flag = "" if thinking else f" {FLAG[False]}"
     return {
         "data_source": f"{SOURCE}{problem.task}",
         "prompt": [{"role": "user", "content": problem.question + flag}],
