@@ -1,5 +1,5 @@
-"""What the recipes share: generated problems with checkable answers.
+"""What the training recipes share: problems with verifiers, documents, the stages, the model card.
 
-In: random generators. Out: problems and verdicts. It knows no tokenizer, no chat format, no model and no
-PyTorch.
+In: a preset, a working directory, checkpoints. Out: checkpoints, logs, cards. PyTorch, transformers and TRL
+are imported only by the modules that train. It knows no server and no command line of `deepfast`.
 """

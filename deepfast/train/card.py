@@ -21,17 +21,12 @@ from deepfast.config import EngineConfig
 from deepfast.engine.llm import LLM
 from deepfast.train import measure
 from deepfast.train.measure import MODES, Share, Talk, of
-from deepfast.train.problems import TASKS, Split
+from deepfast.train.problems import HARD, TASKS, Split
+from deepfast.train.stage import STAGES, Stage
 from deepfast.types import ModelError, SamplingParams, UsageError
 
 Results = dict[str, Any]
-STAGES = ("pretrain", "cold_start", "reasoning", "fusion", "general", "distill")
 SPLITS: tuple[Split, ...] = ("test", "ood")
-HARD = (
-    "product", "division", "bases", "countdown", "weekday", "dates", "sudoku", "path", "knights", "river",
-)  # fmt: skip
-"""Tasks that need search or long arithmetic: no short answer follows from a look at the question, one has to
-carry digits, try and take back, or keep a state over many steps. So this is where a thought must help."""
 WEAK = 0.9  # tasks below it show a failure
 ENGINE = EngineConfig(max_running=64, max_batch_tokens=1024)
 """Measured on two busy cores with the bundled model: 4,439 tokens per second of CPU time with 32 sequences at
@@ -124,7 +119,7 @@ def write_json(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def fingerprint(model: Path) -> str:
-    """Which weights these are: a hash of the names, sizes and first MB of the weight files."""
+    """Which weights these are: a hash of the names, sizes, first and last MB of the weight files."""
     digest = hashlib.sha256()
     files = sorted(model.glob("*.safetensors"))
     if not files or not (model / "config.json").is_file():
@@ -237,13 +232,12 @@ def _measure_stages(
     kept: list[Results] = results.get("stages", [])
     known = {stage["weights"]: stage for stage in kept}
     results["stages"] = []
-    for name in STAGES:
-        directory = stages / name if stages else None
-        if directory is None or not (directory / "config.json").exists():
+    for made in (Stage(stages, name) for name in STAGES[1:] if stages is not None):
+        if not made.done:
             continue
-        began = time.monotonic()
-        stage = known.get(fingerprint(directory)) or _stage(directory, settings, tasks)
-        results["stages"].append(stage | {"stage": name, "cost": _read(directory / "run" / "cost.json")})
+        began, name = time.monotonic(), made.name
+        stage = known.get(fingerprint(made.directory)) or _stage(made.directory, settings, tasks)
+        results["stages"].append(stage | {"stage": name, "cost": made.cost()})
         place.told(f"stage {name}: {time.monotonic() - began:.0f} s")
         if place.path is not None:
             write_json(place.path, results)

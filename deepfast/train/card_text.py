@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfast.train.card import HARD, WEAK, Results
+from deepfast.train.card import WEAK, Results
 from deepfast.train.measure import Share
+from deepfast.train.problems import HARD
 from deepfast.types import ModelError
 
 START, END = "<!-- measured: begin -->", "<!-- measured: end -->"

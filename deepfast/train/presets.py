@@ -6,13 +6,15 @@ said where the stage is.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from importlib.util import find_spec
+from typing import Literal, get_args
 
+from deepfast.train import problems
 from deepfast.train.documents import Mixture
 from deepfast.types import UsageError
 
-Rollouts = Literal["deepfast", "transformers", "vllm"]
-SEARCHES = ("countdown", "sudoku", "path", "knights", "river")
+Sampler = Literal["deepfast", "transformers", "vllm"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Supervised:
     warmup: float = 0.01  # share of the steps
     decay: float = 0.3  # share of the steps
     final: float = 0.02  # of the peak rate
-    samples: int = 0  # right answers of the model itself to learn from (fusion), per task
+    samples: int = 0  # problems per task that the model answers itself, to learn from what was right (fusion)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Reinforced:
     max_tokens: int
     tasks: Mapping[str, float]
     temperature: float = 1.0
-    rollouts: Rollouts = "deepfast"
+    rollouts: Sampler = "deepfast"
     pool: int = 0  # prompts that are asked again and again; 0: each is asked once
     updates: int = 1  # of the optimiser for one generation
     micro: int = 8  # completions in one forward pass on one device
@@ -72,7 +74,7 @@ class Reinforced:
 class Distilled:
     """A student learns from its teacher's answers, then on its own under the teacher's eyes."""
 
-    answers: int  # of the teacher, per task and mode
+    answers: int  # problems per task that the teacher answers in both modes; those that are right are kept
     off_policy: Supervised
     steps: int
     prompts: int
@@ -106,7 +108,7 @@ COLD = Mixture({"think": 1.0}, checks=False)
 FUSED = Mixture(
     {"think": 0.46, "no_think": 0.26, "cut": 0.10, "tools": 0.06, "turns": 0.07, "talk": 0.05}, checks=False
 )
-HARD = dict.fromkeys((*SEARCHES, "product", "division", "bases", "weekday", "dates"), 1.0)
+HARD = dict.fromkeys(problems.HARD, 1.0)
 GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
 
 NANO = Preset(
@@ -211,6 +213,14 @@ CLUSTER = Preset(
     workers=4,
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (NANO, MINI, GPU, CLUSTER)}
+
+
+def check_sampler(name: str) -> None:
+    """Raises UsageError for a way to draw rollouts that there is not, or that is not installed."""
+    if name not in SAMPLERS:
+        raise UsageError(f"rollouts={name!r} is unknown. Use {', '.join(map(repr, SAMPLERS))}.")
+    if name == "vllm" and find_spec("vllm") is None:
+        raise UsageError("rollouts='vllm' needs vllm, which is not installed: pip install 'trl[vllm]'.")
 
 
 def preset_named(name: str) -> Preset:

@@ -24,6 +24,7 @@ from deepfast.train.problems.base import LANGUAGES, Language, Problem, Split, Ta
 from deepfast.types import UsageError
 
 __all__ = [
+    "HARD",
     "LANGUAGES",
     "TASKS",
     "Language",
@@ -51,6 +52,11 @@ _FAMILIES = (
     tools.TASKS,
 )
 TASKS: dict[str, Task] = {task.name: task for family in _FAMILIES for task in family}
+HARD = (
+    "countdown", "sudoku", "path", "knights", "river", "product", "division", "bases", "weekday", "dates",
+)  # fmt: skip
+"""Tasks that need search or long arithmetic: no short answer follows from a look at the question, one has to
+carry digits, try and take back, or keep a state over many steps. So this is where a thought must help."""
 
 
 def sample(
