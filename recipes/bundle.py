@@ -10,19 +10,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from deepfast.model.hub import resolve
+from deepfast.backend.quant import GROUP_SIZE, quantise_q8
+from deepfast.model.hub import BUNDLED, resolve
 from deepfast.train.commands import Run, run_recipe
 from deepfast.train.stage import Stage
 from deepfast.train.tokenizer import copy_text_files
 from deepfast.types import UsageError
 
-GROUP = 32
-BUNDLED = Path(__file__).resolve().parents[1] / "deepfast" / "bundled"
 MOST = 24_000_000  # bytes of weights in the wheel
 
 
@@ -38,11 +36,10 @@ def main(run: Run) -> None:
     """Writes the directory; weights last."""
     args = run.args
     start = resolve(args.model) if args.model else Stage(run.work, "bundle").require("general")
-    file, config = (
-        start / "model.safetensors",
-        json.loads((start / "config.json").read_text(encoding="utf-8")),
-    )
-    if not file.exists() or "quantization_config" in config:
+    file, config = start / "model.safetensors", {}
+    if file.exists():
+        config = json.loads((start / "config.json").read_text(encoding="utf-8"))
+    if not config or "quantization_config" in config:
         raise UsageError(f"{start} is no plain checkpoint in one model.safetensors. Name one with --model.")
     tensors = quantised_tensors(file)
     size = sum(array.nbytes for array in tensors.values())
@@ -52,7 +49,7 @@ def main(run: Run) -> None:
         )
     args.out.mkdir(parents=True, exist_ok=True)
     copy_text_files(start, args.out)
-    config["quantization_config"] = {"quant_method": "deepfast", "bits": 8, "group_size": GROUP}
+    config["quantization_config"] = {"quant_method": "deepfast", "bits": 8, "group_size": GROUP_SIZE}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (args.out / "config.json").write_text(text, encoding="utf-8")
     save_file(tensors, args.out / "model.safetensors", metadata={"format": "pt"})
@@ -69,28 +66,10 @@ def quantised_tensors(file: Path) -> dict[str, NDArray[Any]]:
         for name in sorted(names):
             array = tensors.get_tensor(name).float().numpy()
             if array.ndim == 2:
-                made[f"{name}.q8"], made[f"{name}.scales"] = quantise(array)
+                made[f"{name}.q8"], made[f"{name}.scales"] = quantise_q8(array)
             else:
                 made[name] = array.copy()
     return made
-
-
-def quantise(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """int8 values and one float16 scale per group of 32. [M, K] -> [M, K], [M, K/32]"""
-    rows, columns = weight.shape
-    groups = weight.reshape(rows, columns // GROUP, GROUP)
-    scales = (np.abs(groups).max(axis=2) / 127).astype(np.float16)  # [M, K/32]
-    divisor = np.where(scales > 0, scales, 1).astype(np.float32)[:, :, None]
-    values = np.clip(np.rint(groups / divisor), -127, 127).astype(np.int8)
-    return values.reshape(rows, columns), scales
-
-
-def dequantise(values: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
-    """The weights as the engine computes with them."""
-    rows, columns = values.shape
-    groups = values.reshape(rows, columns // GROUP, GROUP).astype(np.float32)
-    out: NDArray[np.float32] = (groups * scales.astype(np.float32)[:, :, None]).reshape(rows, columns)
-    return out
 
 
 if __name__ == "__main__":

@@ -10,16 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+from deepfast.model.hub import BUNDLED
 from deepfast.train.card import Place, Settings, measure_card, write_json
 from deepfast.train.card_text import card, write_between
-from deepfast.types import DeepfastError
+from deepfast.train.commands import one_line, require_extra
 
 QUICK = 8
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", type=Path, default=Path("deepfast/bundled"), help="model directory")
+    made.add_argument(
+        "--model", type=Path, default=BUNDLED, help="model directory (default: the bundled one)"
+    )
     made.add_argument("--stages", type=Path, help="the --work directory of the training recipes")
     made.add_argument("--count", type=int, help="problems per task, split and mode (default 100)")
     made.add_argument("--seed", type=int, default=0, help="another seed asks other problems")
@@ -32,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Raises DeepfastError for what cannot be measured."""
     began = time.monotonic()
+    if args.write:
+        require_extra("matplotlib")
     count = args.count if args.count is not None else QUICK if args.quick else 100
     settings = Settings(count, args.seed, args.max_tokens)
     kept = args.model / "card.json" if args.write else None
@@ -52,10 +57,8 @@ def main() -> None:
     args = made.parse_args()
     if args.quick and args.count is not None:
         made.error("--quick and --count contradict each other. Use one of them.")
-    try:
+    with one_line():
         run(args)
-    except DeepfastError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

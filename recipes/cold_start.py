@@ -6,15 +6,18 @@ format. Few tokens on purpose: it learns the pattern, and leaves room to reinfor
 """
 
 from deepfast.model.hub import resolve
-from deepfast.train.commands import Run, run_recipe
+from deepfast.train.commands import Run, already_made, run_recipe
 from deepfast.train.documents import Writer
 from deepfast.train.stage import Stage
-from deepfast.train.supervised import start_from, train
 
 
 def main(run: Run) -> None:
     """Trains on thoughts of the solvers and writes WORK/cold_start."""
+    from deepfast.train.supervised import start_from, train
+
     preset, stage = run.preset, Stage(run.work, "cold_start")
+    if already_made(stage):
+        return
     start = stage.require("pretrain") if preset.base is None else resolve(preset.base)
     settings = preset.cold_start
     train(

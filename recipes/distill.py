@@ -7,21 +7,19 @@ in one process, then `accelerate launch --config_file recipes/accelerate/fsdp.ya
 """
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from deepfast import LLM
 from deepfast.config import EngineConfig
 from deepfast.train import distillation
 from deepfast.train.answers import Teacher, known_tasks, read_answers
-from deepfast.train.commands import Run, run_recipe
-from deepfast.train.presets import Preset
+from deepfast.train.commands import Run, already_made, run_recipe
+from deepfast.train.presets import SAMPLERS, Preset, check_sampler
 from deepfast.train.publish import publish
 from deepfast.train.stage import Stage, cpu_threads, num_processes
 from deepfast.types import UsageError
 
 PARTS = ("answers", "off-policy", "on-policy")
-ROLLOUTS = ("deepfast", "transformers", "vllm")
 TRIES = 2  # answers of the teacher to one question in one mode; the first right one is kept
 
 
@@ -32,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--student", help="a checkpoint or a name (default: random weights of the preset's shape)"
     )
     parser.add_argument("--only", choices=PARTS, help="do one part and stop")
-    parser.add_argument("--rollouts", choices=ROLLOUTS, help="who samples the student's answers")
+    parser.add_argument("--rollouts", choices=SAMPLERS, help="who samples the student's answers")
     parser.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="default: all")
     parser.add_argument(
         "--micro-batch", type=int, default=8, metavar="N", help="answers in one pass of a device"
@@ -46,8 +44,7 @@ def main(run: Run) -> None:
     tasks = known_tasks(args.tasks)
     if args.micro_batch < 1:
         raise UsageError(f"--micro-batch {args.micro_batch} is below 1. Give at least 1.")
-    if stage.done:
-        print(f"{stage.directory} is there already; remove it to distil again")
+    if already_made(stage):
         return
     teacher = distillation.checkpoint_of(args.teacher or str(stage.require("general")))
     if args.student is None and preset.distill.shape is None:
@@ -111,8 +108,7 @@ def learn_on_policy(
     import torch
 
     kind = args.rollouts or ("transformers" if torch.cuda.is_available() else "deepfast")
-    if kind == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise UsageError("--rollouts vllm needs vllm, which is not installed: pip install 'trl[vllm]'.")
+    check_sampler(kind)
     rollout = (
         distillation.engine_rollout(teacher, preset.distill, cpu_threads()) if kind == "deepfast" else None
     )

@@ -6,10 +6,10 @@ its verifiers. Problems with tools are left out.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from deepfast.train import verl
+from deepfast.train.commands import one_line
 from deepfast.types import UsageError
 
 
@@ -72,11 +72,8 @@ def local(model: str) -> str:
 def main() -> None:
     """Exports and says how to start."""
     args = arguments()
-    try:
+    with one_line():
         cluster = export(args)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"{args.train} problems and {args.test} held-out ones written to {cluster.directory}")
     print(f"with verl {verl.VERSION} and deepfast on every node, start on the head node:")
     print(f"  {verl.launch(cluster)}")

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from deepfast import LLM
 from deepfast.config import EngineConfig
 from deepfast.train.answers import Teacher, read_exchanges, whole_lines
-from deepfast.train.commands import Run, run_recipe
+from deepfast.train.commands import Run, already_made, run_recipe
 from deepfast.train.documents import Document, Writer
 from deepfast.train.stage import Stage, cpu_threads, num_processes
-from deepfast.train.supervised import start_from, train
 from deepfast.types import UsageError
 
 PARTS = ("answers", "training")
@@ -29,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(run: Run) -> None:
     """Lets the model answer, trains it on what was right and on the other kinds of conversations."""
+    from deepfast.train.supervised import start_from, train
+
     preset, stage = run.preset, Stage(run.work, "fusion")
-    if stage.done:
-        print(f"{stage.directory} is there already; remove it to train again")
+    if already_made(stage):
         return
     start, settings = stage.require("reasoning"), preset.fusion
     path = stage.run / "answers.jsonl"
@@ -49,7 +49,7 @@ def main(run: Run) -> None:
             for done, kept in asked.write(path, wanted, batch=64):
                 print(f"{done} of {wanted} problems asked, {kept} answers kept", flush=True)
     if run.args.only in (None, "training"):
-        samples, model = read_exchanges(path), start_from(start)
+        samples, model = read_exchanges(path, wanted), start_from(start)
         if wanted and not samples:
             raise UsageError(
                 f"{path} holds no right answer. Train {start} longer, or set samples=0 in the preset."

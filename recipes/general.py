@@ -5,9 +5,8 @@ also in later turns, thinking budgets, tools with real results, questions outsid
 liked better. Started again after a kill, it goes on from its newest state.
 """
 
-from deepfast.train.commands import Run, run_recipe
+from deepfast.train.commands import Run, already_made, run_recipe
 from deepfast.train.prompts import prompts
-from deepfast.train.reinforce import reinforce
 from deepfast.train.rewards import (
     correct,
     mode_followed,
@@ -24,7 +23,11 @@ KINDS = {"think": 4.0, "flag": 1.0, "no_think": 1.5, "off": 1.5, "budget": 1.0, 
 
 def main(run: Run) -> None:
     """Trains WORK/fusion and writes WORK/general."""
+    from deepfast.train.reinforce import reinforce
+
     stage, settings = Stage(run.work, "general"), run.preset.general
+    if already_made(stage):
+        return
     start = stage.require("fusion")
     most = settings.max_tokens
     rewards = {

@@ -5,7 +5,7 @@ wording of problems, never on the words whose letters are counted. A preset with
 own tokenizer.
 """
 
-from deepfast.train.commands import Run, run_recipe
+from deepfast.train.commands import Run, already_made, run_recipe
 from deepfast.train.stage import Stage
 from deepfast.train.tokenizer import train_tokenizer, write_tokenizer
 from deepfast.train.wording import wording
@@ -20,6 +20,8 @@ def main(run: Run) -> None:
             f"preset {run.preset.name} takes the tokenizer of {run.preset.base}. Begin with cold_start."
         )
     stage = Stage(run.work, "tokenizer")
+    if already_made(stage):
+        return
     write_tokenizer(
         train_tokenizer(wording(), shape.vocab_size), stage.directory, shape.max_position_embeddings
     )

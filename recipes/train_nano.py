@@ -24,9 +24,9 @@ ORDER = tuple(name for name in STAGES if name != "distill")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What this recipe is asked beside the preset."""
     parser.add_argument(
-        "--processes", type=int, help="of supervised stages (default: one per CPU, at most 4)"
+        "--processes", type=int, help="of supervised stages (default: one per CPU; 1, 2 or 4)"
     )
-    parser.add_argument("--until", choices=ORDER, help="the last stage")
+    parser.add_argument("--until", choices=ORDER, help="the last stage; no card is made")
     parser.add_argument("--count", type=int, default=100, help="problems per task of the card (0: no card)")
 
 
@@ -37,9 +37,13 @@ def main(run: Run) -> None:
         raise UsageError(
             f"preset {preset.name} needs GPUs and a launcher; docs/training.md has its commands."
         )
-    processes = args.processes or 1 << (min(4, available_cpus()).bit_length() - 1)
+    processes = args.processes
+    if processes is None:
+        processes = 1 << (min(4, available_cpus()).bit_length() - 1)
     if processes < 1:
         raise UsageError(f"--processes {processes} is below 1. Give at least 1.")
+    if args.count < 0:
+        raise UsageError(f"--count {args.count} is below 0. Give 0 for no card.")
     began = time.monotonic()
     last = args.until or ORDER[-1]
     for name in ORDER[: ORDER.index(last) + 1]:
