@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from deepfast.model.hub import BUNDLED
+from deepfast.train.answers import known_tasks
 from deepfast.train.card import Place, Settings, measure_card, write_json
 from deepfast.train.card_text import card, write_between
 from deepfast.train.commands import one_line, require_extra
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--stages", type=Path, help="the --work directory of the training recipes")
     made.add_argument("--count", type=int, help="problems per task, split and mode (default 100)")
+    made.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="what to ask (default: all)")
     made.add_argument("--seed", type=int, default=0, help="another seed asks other problems")
     made.add_argument("--max-tokens", type=int, help="of one answer; without it the context is the limit")
     made.add_argument("--write", action="store_true", help="write the card into the model's directory")
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(count, args.seed, args.max_tokens)
     kept = args.model / "card.json" if args.write else None
     place = Place(kept, lambda text: print(text, file=sys.stderr, flush=True))
-    results = measure_card(args.model, args.stages, settings, place)
+    results = measure_card(args.model, args.stages, settings, place, known_tasks(args.tasks))
     print(text := card(results, pictures=args.write))
     if args.write:
         from deepfast.train.card_plot import draw_card

@@ -56,7 +56,8 @@ def main(run: Run) -> None:
         several = name in SUPERVISED and processes > 1
         _call(_launcher(processes) if several else [sys.executable], name, run)
     if args.count and args.until is None:
-        card = ["--model", str(Stage(run.work, last).directory), "--stages", str(run.work)]
+        tasks = dict.fromkeys((*preset.fusion.mixture.tasks, "tools"))
+        card = ["--model", str(Stage(run.work, last).directory), "--stages", str(run.work), "--tasks", *tasks]
         _command([sys.executable, str(RECIPES / "card.py"), *card, "--count", str(args.count), "--write"])
     print(f"{(time.monotonic() - began) / 60:.1f} minutes; the model is {Stage(run.work, last).directory}")
 

@@ -16,6 +16,7 @@ from deepfast.train.card import Place, Settings
 from deepfast.train.card_text import END, START, card, percent, write_between
 from deepfast.train.measure import CASES, Share, Talk, wilson
 from deepfast.train.problems import Problem, is_held_out, sample
+from deepfast.train.talk import small_talk
 from deepfast.types import (
     Completion,
     Message,
@@ -286,3 +287,9 @@ def test_the_bundled_model_can_be_measured() -> None:
 def test_half_the_problems_of_the_promise_are_chinese() -> None:
     problem = sample("product", random.Random(0), "test", 5, "zh")
     assert problem.level == 5 and problem.language == "zh"
+
+
+def test_no_question_outside_the_field_is_trained_on() -> None:
+    rng = random.Random(0)
+    trained = {small_talk(rng, "train", 1_000_000).question for _ in range(30_000)}
+    assert "Write a poem about music." in trained and not trained & set(measure.OUTSIDE)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from deepfast.text.template import ChatTemplate
 from deepfast.text.tokenizer import Tokenizer
+from deepfast.thinking.sentences import TABLE, language_of
 from deepfast.train.documents import (
     END,
     FLAG,
@@ -128,6 +129,17 @@ def test_tools_are_called_and_their_results_used() -> None:
             assert "<tool_response>" in prompt
             replies += 1
     assert calls > 30 and replies > 30 and 30 < thoughts < 110
+
+
+def test_a_thought_is_cut_in_the_language_of_its_question(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):  # brings no sentences
+        (tmp_path / name).write_bytes((BUNDLED / name).read_bytes())
+    found = Writer(tmp_path, Mixture({"cut": 1.0}, {"story": 1.0}), 1).documents()
+    for document in itertools.islice(found, 40):
+        prompt, _ = texts(document)
+        if sentence := next((TABLE[name][0] for name in ("en", "zh") if TABLE[name][0] in prompt), ""):
+            assert sentence == TABLE[language_of(asked(prompt)[-1].content or "")][0]
+    assert any(TABLE["zh"][0] in texts(document)[0] for document in itertools.islice(found, 20))
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "tools"])

@@ -150,5 +150,7 @@ def test_only_what_is_solved_at_times_is_chosen_and_a_killed_choice_goes_on(tmp_
     asked.clear()
     assert choose(candidates, 5, 4, attempt, file, lambda text: None) == chosen
     assert asked == candidates[8:16] and len(read_tried(file)) == 16
+    assert choose(candidates, 5, 4, attempt, tmp_path / "other", None) == chosen  # another process writes it
+    assert not (tmp_path / "other").exists()
     with pytest.raises(UsageError, match=r"of 60 prompts only 0 are solved at times \(100% of all"):
         choose(candidates, 5, 30, lambda some: [Tried(p, 2, 2) for p in some], tmp_path / "x", lambda t: None)

@@ -75,7 +75,7 @@ def measure_card(
     parts: dict[str, Callable[[LLM], Any]] = {
         "accuracy": lambda llm: _accuracy(llm, settings, tasks),
         "budget": lambda llm: _budget(llm, settings, tasks, results["accuracy"]["longest"]),
-        "modes": lambda llm: measure.modes(llm, max(2, settings.count // 4), settings.seed),
+        "modes": lambda llm: measure.modes(llm, max(2, settings.count // 4), settings.seed, tasks),
         "refusals": lambda llm: measure.refusals(llm, settings.seed),
     }
     if missing := [name for name in parts if name not in results]:

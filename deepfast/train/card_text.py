@@ -59,12 +59,13 @@ def _accuracy(results: Results, pictures: bool) -> str:
         pairs = [pooled(rows, split, mode, hard) for split in SPLIT_NAMES for mode in ("think", "no_think")]
         lines.append([name, *map(percent, pairs), ""])
     head = [f"{name}, {mode}" for name in SPLIT_NAMES.values() for mode in ("think", "no_think")]
-    thinking, without = (pooled(rows, "test", mode, True).rate for mode in ("think", "no_think"))
+    thinking, without = (pooled(rows, "test", mode, True) for mode in ("think", "no_think"))
+    worth = f"; on them thinking is worth {100 * (thinking.rate - without.rate):+.1f} points"
     text = [
         "### Accuracy",
         f"{count} problems for each number, half English, half Chinese, sampled at the defaults of each "
         "mode; in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long "
-        f"arithmetic; on them thinking is worth {100 * (thinking - without):+.1f} points.",
+        f"arithmetic{worth if thinking.total else ''}.",
         _table(["task", *head, "mean thinking tokens"], lines),
     ]
     promises = results["accuracy"]["promises"]

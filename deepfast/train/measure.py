@@ -266,9 +266,12 @@ def followed(case: Case, talk: Talk) -> bool:
     return clean and bool(last.reasoning.strip()) == case.wanted
 
 
-def modes(llm: Model, count: int, seed: int, max_tokens: int | None = None) -> dict[str, Share]:
-    """How many of `count` conversations are answered in the mode asked for, for each case."""
-    names = [name for name in TASKS if name != "tools"]
+def modes(
+    llm: Model, count: int, seed: int, tasks: Sequence[str] = tuple(TASKS), max_tokens: int | None = None
+) -> dict[str, Share]:
+    """How many of `count` conversations are answered in the mode asked for, for each case. Tasks with tools
+    are left out, unless there is no other."""
+    names = [name for name in tasks if name != "tools"] or list(tasks)
     made: dict[Case, list[Talk]] = {}
     for number, case in enumerate(CASES):
         rng = random.Random(f"modes {seed} {number}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from deepfast.train.curves import LogCallback
+from deepfast.train.curves import Callback, LogCallback
 from deepfast.train.live import DrawSettings
 from deepfast.train.presets import Preset, Reinforced, check_sampler
 from deepfast.train.prompts import Prompt, Tried, choose, episode
@@ -126,6 +126,18 @@ def sorted_by_length(batches: Sequence[dict[str, Any]], together: int) -> list[d
     return made
 
 
+class _Begin(Callback):
+    """Does something when training begins: before that, FSDP has not spread the weights, and neither
+    vLLM nor transformers could draw from them."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do = do
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Once."""
+        self.do()
+
+
 def reinforce(
     stage: Stage,
     start: Path,
@@ -149,11 +161,20 @@ def reinforce(
     episodes: dict[str, Episode] = {}
     func = rollout_func(settings, preset, start, episodes, seed=0)
     trainer = make_trainer(model, start, stage, args, list(rewards), func, settings)
-    tries = candidates(TRIES * wanted if learnable else wanted)
-    chosen = tries
-    if learnable:
-        chosen = learnable_prompts(trainer, func, tries, wanted, settings, stage)
-    episodes.update(slots(chosen, settings, model.num_parameters()))
+    if settings.rollouts == "transformers" and trainer.is_fsdp_enabled:
+        raise UsageError(
+            "rollouts='transformers' cannot draw from weights that FSDP spreads: tools and budgets make one "
+            "process draw more often than another. Use 'vllm', or start with accelerate launch --multi_gpu."
+        )
+    tries, parameters = candidates(TRIES * wanted if learnable else wanted), model.num_parameters()
+
+    def fill() -> None:
+        chosen = tries
+        if learnable:
+            chosen = learnable_prompts(trainer, func, tries, wanted, settings, stage, parameters)
+        episodes.update(slots(chosen, settings, parameters))
+
+    trainer.add_callback(_Begin(fill))
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
     publish(trainer, start, stage)
@@ -264,11 +285,17 @@ def arguments(stage: Stage, preset: Preset, settings: Reinforced, weights: list[
 
 
 def learnable_prompts(
-    trainer: Any, func: RolloutFunc, tries: Sequence[Prompt], wanted: int, settings: Reinforced, stage: Stage
+    trainer: Any,
+    func: RolloutFunc,
+    tries: Sequence[Prompt],
+    wanted: int,
+    settings: Reinforced,
+    stage: Stage,
+    parameters: int,
 ) -> list[Prompt]:
     """Those that the policy solves at times, each tried with a group of rollouts (Qwen3 report, section 4.2:
-    learnable, and as hard as possible)."""
-    accelerator, parameters = trainer.accelerator, trainer.model.num_parameters()
+    learnable, and as hard as possible). parameters: of the model."""
+    accelerator = trainer.accelerator
     count, mine = accelerator.num_processes, accelerator.process_index
 
     def attempt(some: Sequence[Prompt]) -> list[Tried]:
