@@ -144,7 +144,9 @@ class _InOrder(Trainer):  # type: ignore[misc]
 
 
 def new_model(shape: Shape, pad: int, end: int) -> PreTrainedModel:
-    """Random weights: normal with 0.02, and less for what is added to the residual stream (GPT-2)."""
+    """Random weights: normal with 0.02, and less for what is added to the residual stream (GPT-2). The same
+    in every process and run."""
+    torch.manual_seed(0)
     config = Qwen3Config(
         **asdict(shape), tie_word_embeddings=True, pad_token_id=pad, eos_token_id=end, bos_token_id=None
     )
