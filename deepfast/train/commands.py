@@ -53,8 +53,10 @@ def run_recipe(
 def _prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
+    from transformers.utils import logging
 
     torch.set_num_threads(cpu_threads())
+    logging.disable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -62,7 +64,8 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes find the same
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except DeepfastError as error:
         print(f"error: {error}", file=sys.stderr)
