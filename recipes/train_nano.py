@@ -6,6 +6,8 @@ goes on where it was.
 """
 
 import argparse
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -52,31 +54,44 @@ def main(run: Run) -> None:
             continue
         print(f"--- {name}", flush=True)
         if name == "fusion":
-            _call([sys.executable], name, run, "--only", "answers")
-        several = name in SUPERVISED and processes > 1
-        _call(_launcher(processes) if several else [sys.executable], name, run)
+            _call(name, run, "--only", "answers")
+        _call(name, run, processes=processes if name in SUPERVISED else 1)
     if args.count and args.until is None:
         tasks = dict.fromkeys((*preset.fusion.mixture.tasks, "tools"))
         card = ["--model", str(Stage(run.work, last).directory), "--stages", str(run.work), "--tasks", *tasks]
-        _command([sys.executable, str(RECIPES / "card.py"), *card, "--count", str(args.count), "--write"])
+        _command([str(RECIPES / "card.py"), *card, "--count", str(args.count), "--write"])
     print(f"{(time.monotonic() - began) / 60:.1f} minutes; the model is {Stage(run.work, last).directory}")
 
 
-def _launcher(processes: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def _call(name: str, run: Run, *more: str, processes: int = 1) -> None:
+    recipe = [str(RECIPES / f"{name}.py"), "--preset", run.preset.name, "--work", str(run.work), *more]
+    _command(recipe, processes)
 
 
-def _call(python: list[str], name: str, run: Run, *more: str) -> None:
-    recipe = str(RECIPES / f"{name}.py")
-    _command([*python, recipe, "--preset", run.preset.name, "--work", str(run.work), *more])
-
-
-def _command(words: list[str]) -> None:
-    status = subprocess.run(words, check=False).returncode
+def _command(words: list[str], processes: int = 1) -> None:
+    """Runs a recipe in processes that know of each other. When one fails the others are ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        more = {**place, **meeting} if processes > 1 else {}
+        environment = {**os.environ, **{key: str(value) for key, value in more.items()}}
+        running.append(subprocess.Popen([sys.executable, *words], env=environment))
+    try:
+        ended: list[int | None] = [None]
+        while None in ended and not any(ended):
+            time.sleep(0.2)
+            ended = [child.poll() for child in running]  # all of them: the others wait for one that failed
+        status = next(filter(None, ended), 0)
+    finally:
+        for child in running:
+            child.terminate()
+            child.wait()
     if status:
-        raise DeepfastError(
-            f"{' '.join(words[1:])} ended with status {status}. Run the same command to go on."
-        )
+        raise DeepfastError(f"{' '.join(words)} ended with status {status}. Run the same command to go on.")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def run_recipe(
 
 def already_made(stage: Stage) -> bool:
     """Whether the stage is done, and then a line that says so."""
-    if stage.done:
+    if stage.done and _first():
         print(f"{stage.directory} is there already; remove it to make it again")
     return stage.done
 
@@ -70,8 +70,14 @@ def require_extra(*packages: str) -> None:
 def _prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
+    from transformers.utils import logging
 
     torch.set_num_threads(cpu_threads())
+    logging.disable_progress_bar()
+
+
+def _first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -81,11 +87,13 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _first():  # all processes find the same
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (DeepfastError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        if _first():
+            print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -135,8 +135,8 @@ _MINI_TASKS = dict.fromkeys(("sum", "difference", "decimals", "letters", "spelli
 MINI = Preset(
     name="mini",
     shape=Shape(768, 128, 6, 4, 2, 32, 256),
-    pretrain=Supervised(3_000_000, replace(PLAIN, tasks=_MINI_TASKS), 6e-3, 4096, 1024, 320),
-    cold_start=Supervised(300_000, replace(COLD, tasks=_MINI_TASKS), 1e-3, 4096, 1024, 320, decay=0.8),
+    pretrain=Supervised(8_000_000, replace(PLAIN, tasks=_MINI_TASKS), 6e-3, 4096, 1024, 320),
+    cold_start=Supervised(800_000, replace(COLD, tasks=_MINI_TASKS), 2e-3, 4096, 1024, 320, decay=0.8),
     reasoning=Reinforced(6, 8, 8, 3e-5, 256, {"sum": 1.0, "difference": 1.0}, pool=48),
     fusion=Supervised(
         1_200_000, replace(FUSED, tasks=_MINI_TASKS), 2e-3, 4096, 1024, 640, decay=0.8, samples=40
