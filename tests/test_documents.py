@@ -5,6 +5,7 @@ needs no PyTorch.
 """
 
 import itertools
+import json
 import random
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from deepfast.train.documents import (
 )
 from deepfast.train.problems import TASKS, sample, verify
 from deepfast.train.problems.tools import calls_in
+from deepfast.train.publish import _move
 from deepfast.train.stage import Stage
 from deepfast.train.talk import GREETINGS, REPLY, small_talk
 from deepfast.train.tokenizer import FEWEST, copy_text_files, train_tokenizer, write_tokenizer
@@ -228,3 +230,24 @@ def test_a_stage_names_what_it_needs(tmp_path: Path) -> None:
         (earlier.run / f"checkpoint-{number}" / "trainer_state.json").touch()
     (earlier.run / "checkpoint-300").mkdir()  # half written
     assert [path.name for path in earlier.states()] == ["checkpoint-5", "checkpoint-20", "checkpoint-100"]
+
+
+def test_what_a_base_model_became_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
+    base, part = tmp_path / "base", tmp_path / "part"
+    base.mkdir()
+    copy_text_files(BUNDLED, base)
+    files = [base / "generation_config.json", base / "tokenizer_config.json"]
+    changes = [{"eos_token_id": 614}, {"eos_token": "<|endoftext|>"}]
+    for file, change in zip(files, changes, strict=True):
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    start = base
+    for stage in (Stage(tmp_path, "cold_start"), Stage(tmp_path, "reasoning")):
+        part.mkdir()
+        stage.directory.mkdir()
+        (part / "config.json").write_text("{}")
+        (part / "model.safetensors").write_bytes(b"w")
+        _move(part, start, stage)
+        sampling, text = (json.loads((stage.directory / file.name).read_text()) for file in files)
+        assert sampling["eos_token_id"] == [616, 614] and text["eos_token"] == END
+        assert stage.done and not part.exists()
+        start = stage.directory

@@ -4,6 +4,7 @@ In: a Trainer, the text files that belong to the model, a stage. Out: WORK/STAGE
 read it. The weights come last: a stage that has them is done. It knows no training.
 """
 
+import json
 import os
 import shutil
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from deepfast.train.curves import Callback
+from deepfast.train.documents import END
 from deepfast.train.stage import Stage
-from deepfast.train.tokenizer import copy_text_files
+from deepfast.train.tokenizer import copy_text_files, write_json
 
 
 class CostCallback(Callback):
@@ -43,7 +45,24 @@ def _move(part: Path, text: Path, stage: Stage) -> None:
     copy_text_files(text, stage.directory)
     if not (text / "generation_config.json").exists() and (part / "generation_config.json").exists():
         shutil.copyfile(part / "generation_config.json", stage.directory / "generation_config.json")
+    _end_turns(stage.directory)
     shutil.copyfile(part / "config.json", stage.directory / "config.json")
     for file in sorted(part.glob("model*.safetensors*"), key=lambda file: file.suffix == ".json"):
         os.replace(file, stage.directory / file.name)
     shutil.rmtree(part)
+
+
+def _end_turns(directory: Path) -> None:
+    """A base model's files end a text. What is trained here ends a turn, so that <|im_end|> must stop it
+    wherever it is served, as in the files of Qwen3's chat models."""
+    raw = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    end = next((token["id"] for token in raw["added_tokens"] if token["content"] == END), None)
+    path = directory / "generation_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    listed = config.get("eos_token_id")
+    ends = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if end is None or end in ends:
+        return
+    write_json(path, config | {"eos_token_id": [end, *ends]})
+    path = directory / "tokenizer_config.json"
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"eos_token": END})

@@ -101,8 +101,8 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
     }
     end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     sampling = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
-    _write_json(out / "generation_config.json", {"eos_token_id": [end, pad], "pad_token_id": pad, **sampling})
-    _write_json(out / "tokenizer_config.json", config)  # last: it says that the stage is done
+    write_json(out / "generation_config.json", {"eos_token_id": [end, pad], "pad_token_id": pad, **sampling})
+    write_json(out / "tokenizer_config.json", config)  # last: it says that the stage is done
 
 
 def copy_text_files(start: Path, out: Path) -> None:
@@ -112,5 +112,6 @@ def copy_text_files(start: Path, out: Path) -> None:
             shutil.copyfile(start / name, out / name)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """As the files of a checkpoint are written."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
