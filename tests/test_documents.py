@@ -251,3 +251,12 @@ def test_what_a_base_model_became_stops_at_the_end_of_a_turn(tmp_path: Path) -> 
         assert sampling["eos_token_id"] == [616, 614] and text["eos_token"] == END
         assert stage.done and not part.exists()
         start = stage.directory
+
+
+def test_a_vocabulary_without_thoughts_is_refused(tmp_path: Path) -> None:
+    copy_text_files(BUNDLED, tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (tmp_path / name).read_text(encoding="utf-8").replace('"<think>"', '"<muse>"')
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match="vocabulary has no <think>"):
+        Writer(tmp_path, Mixture({"think": 1.0}), 1)

@@ -20,7 +20,7 @@ from deepfast.thinking.controls import last_switch
 from deepfast.thinking.sentences import TABLE, Sentences, language_of
 from deepfast.train.problems import TASKS, Problem, sample
 from deepfast.train.talk import small_talk
-from deepfast.types import Message, ToolCall
+from deepfast.types import Message, ToolCall, UsageError
 
 END = "<|im_end|>"
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Deepfast.", "你是一个有用的助手。")
@@ -77,7 +77,8 @@ class Writer:
     """Turns random problems into documents; equal seeds give equal documents.
 
     `samples` are thoughts of the model itself that led to right answers (Qwen3 report, section 4.3); they
-    take the place of the solvers' in the kinds think and cut.
+    take the place of the solvers' in the kinds think and cut. Raises UsageError for a vocabulary without the
+    tokens of thoughts and turns.
     """
 
     def __init__(
@@ -93,6 +94,9 @@ class Writer:
         self.tokenizer = Tokenizer.of(text)
         self.template = ChatTemplate.of(text, self.tokenizer)
         self.sentences = Sentences.of(text.thinking)
+        for token in ("<think>", "</think>", END):
+            if self.tokenizer.control_id(token) is None:
+                raise UsageError(f"{checkpoint}: the vocabulary has no {token}. Start from a Qwen3 model.")
         self.mixture, self.parameters, self.samples = mixture, parameters, samples
         self.rng = random.Random(seed)
 
