@@ -51,6 +51,7 @@ def main(run: Run) -> None:
         raise UsageError(
             f"preset {preset.name} has no shape for a student. Name a checkpoint: --student DIR."
         )
+    stage.begin(teacher, preset.name)
     student = Stage(stage.run, "off_policy")
     if args.only == "answers" or (args.only is None and not student.done):
         write_answers(stage, preset, teacher, tasks, args.seed)

@@ -34,6 +34,7 @@ def main(run: Run) -> None:
     if already_made(stage):
         return
     start, settings = stage.require("reasoning"), preset.fusion
+    stage.begin(start, preset.name)
     path = stage.run / "answers.jsonl"
     tasks = [name for name in settings.mixture.tasks if name != "tools"]
     wanted = settings.samples * len(tasks)

@@ -5,7 +5,6 @@ card_text.py writes down and card_plot.py draws. Every part is kept as soon as i
 training; `same_tokens` compares with transformers where that is installed.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -22,7 +21,7 @@ from deepfast.engine.llm import LLM
 from deepfast.train import measure
 from deepfast.train.measure import MODES, Share, Talk, of
 from deepfast.train.problems import HARD, TASKS, Split
-from deepfast.train.stage import STAGES, Stage
+from deepfast.train.stage import STAGES, Stage, fingerprint
 from deepfast.types import ModelError, SamplingParams, UsageError
 
 Results = dict[str, Any]
@@ -69,6 +68,10 @@ def measure_card(
     """Everything for the card. Parts that `place` holds for these weights and settings are taken from it."""
     if stages is not None and not stages.is_dir():
         raise UsageError(f"{stages} is no directory. Give the --work directory of the training recipes.")
+    if not list(model.glob("*.safetensors")) or not (model / "config.json").is_file():
+        raise ModelError(
+            f"{model} holds no config.json with model.safetensors. Give the directory of a checkpoint."
+        )
     key = {"settings": asdict(settings), "weights": fingerprint(model), "tasks": list(tasks)}
     kept = _read(place.path)
     results: Results = kept if kept.get("key") == key else {"key": key}
@@ -116,23 +119,6 @@ def write_json(path: Path, results: Mapping[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)
-
-
-def fingerprint(model: Path) -> str:
-    """Which weights these are: a hash of the names, sizes, first and last MB of the weight files."""
-    digest = hashlib.sha256()
-    files = sorted(model.glob("*.safetensors"))
-    if not files or not (model / "config.json").is_file():
-        raise ModelError(
-            f"{model} holds no config.json with model.safetensors. Give the directory of a checkpoint."
-        )
-    for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-        with file.open("rb") as data:
-            digest.update(data.read(1 << 20))
-            data.seek(max(0, file.stat().st_size - (1 << 20)))
-            digest.update(data.read())
-    return digest.hexdigest()[:16]
 
 
 def _accuracy(llm: LLM, settings: Settings, tasks: Sequence[str]) -> Results:

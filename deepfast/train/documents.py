@@ -202,8 +202,8 @@ class Writer:
         Without thinking: where the last flag says so, the model learns to close its thought itself; else the
         prompt closes it (the hard switch).
         """
-        if self.rng.random() < 0.05:
-            messages = [Message("system", self.rng.choice(SYSTEM_PROMPTS)), *messages]
+        if self.rng.random() < 0.08:
+            messages = [self._system(thinking, last_switch(messages) is None), *messages]
         if thinking:
             text = f"<think>\n{item.thought}\n</think>\n\n{item.reply}{END}"
             return self._joined(self.template.encode(messages), text)
@@ -211,6 +211,14 @@ class Writer:
             text = f"<think>\n\n</think>\n\n{item.reply}{END}"
             return self._joined(self.template.encode(messages), text)
         return self._joined(self.template.encode(messages, enable_thinking=False), f"{item.reply}{END}")
+
+    def _system(self, thinking: bool, free: bool) -> Message:
+        """A system prompt; where no flag follows it may hold one, or nothing else."""
+        told = self.rng.choice(SYSTEM_PROMPTS)
+        if free and self.rng.random() < 0.6:
+            flag = FLAG[thinking]
+            told = flag if self.rng.random() < 0.3 else f"{told} {flag}"
+        return Message("system", told)
 
     def _after_thought(self, answer: list[int]) -> list[int]:
         """The ids after the closed thought and the empty line behind it."""

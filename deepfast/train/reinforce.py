@@ -154,7 +154,7 @@ def reinforce(
     Raises UsageError for settings that contradict each other or that this machine cannot follow.
     """
     check(settings)
-    stage.open_logs()
+    stage.begin(start, preset.name)
     args = arguments(stage, preset, settings, list(rewards.values()))
     model = start_from(start)
     wanted = settings.pool or settings.steps // settings.updates * settings.prompts

@@ -5,6 +5,7 @@ comes before, cost.json. WORK/NAME is a Hugging Face checkpoint once the stage i
 what resumes it and its logs. It knows no trainer.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -51,6 +52,20 @@ class Stage:
             )
         return earlier.directory
 
+    def begin(self, start: Path, preset: str) -> None:
+        """Makes run/ and writes down what it starts from. Raises UsageError where it was begun otherwise."""
+        self.open_logs()
+        begun, now = self.run / "begun.json", {"preset": preset, "start": fingerprint(start)}
+        if begun.exists():
+            before = json.loads(begun.read_text(encoding="utf-8"))
+            if changed := [key for key, value in now.items() if before.get(key) != value]:
+                raise UsageError(
+                    f"{self.run} was begun with another {changed[0]} ({before.get(changed[0])}, "
+                    f"not {now[changed[0]]}). Remove {self.directory}, or name another --work."
+                )
+        elif os.environ.get("RANK", "0") == "0":
+            _write_whole(begun, now)
+
     def open_logs(self) -> None:
         """Makes run/ and tells TensorBoard's writer where it is (transformers reads that from the
         environment).
@@ -73,14 +88,27 @@ class Stage:
             "seconds": round(before.get("seconds", 0.0) + seconds, 1),
             "machine": machine(),
         }
-        part = self.run / "cost.json.part"
-        part.write_text(json.dumps(cost, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.run / "cost.json")
+        _write_whole(self.run / "cost.json", cost)
 
     def cost(self) -> dict[str, Any]:
         """What the stage has cost so far; empty before its first save."""
         path = self.run / "cost.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def fingerprint(directory: Path) -> str:
+    """Which checkpoint or tokenizer this is: a hash of its tokenizer.json, and of the names, sizes, first and
+    last MB of its weight files.
+    """
+    digest = hashlib.sha256()
+    files = [file for file in (directory / "tokenizer.json",) if file.exists()]
+    for file in [*files, *sorted(directory.glob("*.safetensors"))]:
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as data:
+            digest.update(data.read(1 << 20))
+            data.seek(max(0, file.stat().st_size - (1 << 20)))
+            digest.update(data.read())
+    return digest.hexdigest()[:16]
 
 
 def cpu_threads() -> int:
@@ -105,6 +133,13 @@ def machine() -> str:
             model = line.partition(":")[2].strip()
             break
     return f"{available_cpus()} CPUs, {model}"
+
+
+def _write_whole(path: Path, value: dict[str, Any]) -> None:
+    """A kill leaves the old file or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def _lines(path: Path) -> list[str]:

@@ -166,7 +166,7 @@ def train(
 
     Goes on from the newest state in the stage's run directory.
     """
-    stage.open_logs()
+    stage.begin(text, preset.name)
     processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
     accumulated = micro_batches(settings, processes)
     steps = max(1, settings.tokens // settings.step_tokens)
