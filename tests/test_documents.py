@@ -89,7 +89,7 @@ def test_the_last_flag_is_followed() -> None:
     flagged = 0
     for document in documents(300, "turns", "think", "no_think"):
         prompt, answer = texts(document)
-        said = " ".join(turn.content or "" for turn in asked(prompt) if turn.role == "user")
+        said = " ".join(turn.content or "" for turn in asked(prompt) if turn.role in ("system", "user"))
         last = max((said.rfind(flag), flag) for flag in FLAG.values())
         if prompt.endswith(EMPTY):
             assert "</think>" not in answer

@@ -148,10 +148,11 @@ class Writer:
         history: list[Message] = []
         for _ in range(self.rng.randint(1, _LONGEST_HISTORY)):
             earlier = self._any()
-            history += [self._asked(earlier.question, self.rng.choice((True, False, None)))]
+            flag = self.rng.choice((True, False, None))
+            history += [self._asked(earlier.question, flag, self.rng.random() < 0.5)]
             history += [Message("assistant", earlier.reply)]
         item = self._any()
-        must = thinking and last_switch(history) is False
+        must = (thinking and last_switch(history) is False) or self.rng.random() < 0.4
         yield self._chat([*history, self._asked(item.question, thinking, must)], item, thinking)
 
     def _talk(self) -> Iterator[Document]:
