@@ -215,7 +215,6 @@ def test_the_recipe_from_answers_to_checkpoint(tmp_path: Path, monkeypatch: pyte
 
     with pytest.raises(UsageError, match="answers to 0 of 2 problems.*--only answers"):
         run("off-policy")
-    stage.run.mkdir(parents=True)
     (stage.run / "answers.jsonl").write_text('{"documents":[]}\n' * 2)
     with pytest.raises(UsageError, match="there is nothing to learn"):
         run("off-policy")
