@@ -1,4 +1,4 @@
-"""Makes a checkpoint the bundled model: `python recipes/bundle.py --preset nano --work build/nano`.
+"""Makes a checkpoint the bundled model: `python recipes/bundle.py --preset nano`.
 
 In: WORK/general, or --model. Out: deepfast/bundled/ (or --out) with q8 weights, one float16 scale per group
 of 32, and the text files. The model card there is left as it is; `recipes/card.py --write` measures the

@@ -1,4 +1,4 @@
-"""Stage 1, the long-thought cold start: `python recipes/cold_start.py --preset nano --work build/nano`.
+"""Stage 1, the long-thought cold start: `python recipes/cold_start.py --preset nano`.
 
 In: WORK/pretrain, or the base checkpoint of the preset. Out: WORK/cold_start, a model that thinks in the chat
 format. Few tokens on purpose: it learns the pattern, and leaves room to reinforcement (Qwen3 report, section

@@ -1,4 +1,4 @@
-"""Strong-to-weak distillation: `python recipes/distill.py --preset nano --work build/nano`.
+"""Strong-to-weak distillation: `python recipes/distill.py --preset nano`.
 
 In: WORK/general as the teacher (or --teacher), a student of the preset's shape (or --student). Out:
 WORK/distill, taught twice: by the teacher's right answers in both modes, then by its distribution on the

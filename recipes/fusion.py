@@ -1,4 +1,4 @@
-"""Stage 3, thinking-mode fusion: `python recipes/fusion.py --preset nano --work build/nano`.
+"""Stage 3, thinking-mode fusion: `python recipes/fusion.py --preset nano`.
 
 In: WORK/reasoning. Out: WORK/fusion, a model that thinks or answers at once as it is asked, answers from a
 thought cut short, calls tools, follows the last flag of a conversation and says what it cannot do. The

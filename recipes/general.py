@@ -1,4 +1,4 @@
-"""Stage 4, general reinforcement learning: `python recipes/general.py --preset nano --work build/nano`.
+"""Stage 4, general reinforcement learning: `python recipes/general.py --preset nano`.
 
 In: WORK/fusion. Out: WORK/general, the same model after GRPO on what its users meet: both switches and flags,
 also in later turns, thinking budgets, tools with real results, questions outside its field; short answers are

@@ -1,4 +1,4 @@
-"""Stage 0, pre-training: `python recipes/pretrain.py --preset nano --work build/nano`.
+"""Stage 0, pre-training: `python recipes/pretrain.py --preset nano`.
 
 In: WORK/tokenizer. Out: WORK/pretrain, a model that has read worked problems as plain text; it knows no chat
 format. Started again after a kill, it goes on from its newest state.

@@ -1,5 +1,4 @@
-"""Stage 2, reasoning by reinforcement learning: `python recipes/reasoning.py --preset nano --work
-build/nano`.
+"""Stage 2, reasoning by reinforcement learning: `python recipes/reasoning.py --preset nano`.
 
 In: WORK/cold_start. Out: WORK/reasoning, the same model after GRPO with verifiable rewards, always thinking,
 on problems that it solves at times. Started again after a kill, it goes on from its newest state.

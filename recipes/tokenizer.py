@@ -1,4 +1,4 @@
-"""Stage 0, the tokenizer: `python recipes/tokenizer.py --preset nano --work build/nano`.
+"""Stage 0, the tokenizer: `python recipes/tokenizer.py --preset nano`.
 
 In: a preset with a shape. Out: WORK/tokenizer, the text files of a checkpoint. Merges are learned on the
 wording of problems, never on the words whose letters are counted. A preset with a base checkpoint brings its
