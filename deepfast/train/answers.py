@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deepfast.train.documents import FLAG, Exchange
+from deepfast.train.documents import END, FLAG, Exchange
 from deepfast.train.problems import TASKS, Problem, sample, verify
 from deepfast.train.problems.tools import calls_in, execute
+from deepfast.train.rewards import read
 from deepfast.types import Completion, Message, SamplingParams, ToolCall, UsageError
 
 if TYPE_CHECKING:
     from deepfast.engine.llm import LLM
 
-EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 _FLAGGED = 0.3  # of the questions, those with a flag at their end
 _MOST_TURNS = 4  # of an assistant with tools
 
@@ -70,18 +70,14 @@ def known_tasks(names: Sequence[str]) -> tuple[str, ...]:
 
 def keeps_mode(asked: Asked, text: str) -> bool:
     """True when the text thinks exactly if it was asked to, and thinks once."""
+    turn = read(text + END)
+    if turn is None:
+        return False
     if asked.thinking:
-        thought, closed, reply = text.removeprefix("<think>\n").partition("\n</think>\n\n")
-        return (
-            text.startswith("<think>\n")
-            and bool(closed and thought.strip())
-            and "<think>" not in thought + reply
-        )
+        return bool(turn.thought and turn.thought.strip())
     if asked.closes_itself:
-        if not text.startswith(EMPTY_THOUGHT):
-            return False
-        text = text.removeprefix(EMPTY_THOUGHT)
-    return "<think>" not in text and "</think>" not in text
+        return turn.thought is not None and not turn.thought.strip()
+    return turn.thought is None
 
 
 @dataclass
