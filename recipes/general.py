@@ -30,6 +30,8 @@ def main(run: Run) -> None:
         return
     start = stage.require("fusion")
     most = settings.max_tokens
+    talks = "talk" in run.preset.fusion.mixture.kinds  # else it was not taught to refuse
+    kinds = {kind: share for kind, share in KINDS.items() if talks or kind != "outside"}
     rewards = {
         correct: 1.0,
         well_formed: 0.3,
@@ -41,7 +43,7 @@ def main(run: Run) -> None:
     }
     reinforce(
         stage, start, run.preset, settings, rewards,
-        lambda count: prompts(stage.name, settings.tasks, KINDS, count), learnable=False,
+        lambda count: prompts(stage.name, settings.tasks, kinds, count), learnable=False,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ accept are kept (rejection sampling), and only in the mode that was asked for. I
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -164,14 +164,14 @@ class Teacher:
     def _rows(self, numbers: range) -> list[dict[str, Any]]:
         asked = {number: self._asked(number) for number in numbers}
         right: dict[tuple[int, bool], _Attempt] = {}
-        for _ in range(self.tries):
+        for attempt in range(self.tries):
             attempts = [
                 _Attempt(number, each, list(each.messages))
                 for number, both in asked.items()
                 for each in both
                 if (number, each.thinking) not in right
             ]
-            self._run(attempts)
+            self._run(attempts, f"{self.seed} {numbers.start} {attempt}")
             right |= {(a.number, a.asked.thinking): a for a in attempts if a.right}
         rows = []
         for number, both in asked.items():
@@ -187,8 +187,9 @@ class Teacher:
         problem = sample(self.tasks[number % len(self.tasks)], rng)
         return [in_mode(problem, rng, thinking) for thinking in self.modes]
 
-    def _run(self, attempts: list[_Attempt]) -> None:
-        """All attempts at once, those with tools over several rounds."""
+    def _run(self, attempts: list[_Attempt], key: str) -> None:
+        """All attempts at once, those with tools over several rounds; equal keys draw equal answers."""
+        rng = random.Random(key)
         while attempts:
             template, decode = self.llm.template, self.llm.tokenizer.decode
             prompts = [
@@ -197,7 +198,7 @@ class Teacher:
                 )
                 for a in attempts
             ]
-            done = self.llm.generate(prompts, self.params)
+            done = self.llm.generate(prompts, replace(self.params, seed=rng.randrange(2**31)))
             attempts = [
                 attempt
                 for attempt, prompt, completion in zip(attempts, prompts, done, strict=True)

@@ -183,7 +183,8 @@ class Writer:
     # --- pieces ---
 
     def _any(self) -> Exchange:
-        return self._small_talk() if self.rng.random() < 0.1 else self._exchange()
+        talks = "talk" in self.mixture.kinds and self.rng.random() < 0.1
+        return self._small_talk() if talks else self._exchange()
 
     def _small_talk(self) -> Exchange:
         talk = small_talk(self.rng, "train", self.parameters)

@@ -179,6 +179,9 @@ GPU = Preset(
     workers=12,
 )
 
+# A model that knows more than our problems is not taught to refuse the rest.
+_TEACHABLE = replace(FUSED, kinds={k: share for k, share in FUSED.kinds.items() if k != "talk"}, checks=True)
+
 CLUSTER = Preset(
     name="cluster",
     base="Qwen/Qwen3-0.6B-Base",
@@ -188,7 +191,7 @@ CLUSTER = Preset(
     reasoning=Reinforced(170, 512, 16, 1e-6, 4096, HARD, rollouts="vllm", pool=4000, micro=8),
     fusion=Supervised(
         100_000_000,
-        replace(FUSED, checks=True),
+        _TEACHABLE,
         1e-5,
         524_288,
         16_384,
@@ -201,9 +204,7 @@ CLUSTER = Preset(
     general=Reinforced(100, 512, 16, 1e-6, 4096, GENERAL, rollouts="vllm", micro=8),
     distill=Distilled(
         answers=2000,
-        off_policy=Supervised(
-            100_000_000, replace(FUSED, checks=True), 1e-5, 524_288, 16_384, 4096, "adamw", decay=0.9
-        ),
+        off_policy=Supervised(100_000_000, _TEACHABLE, 1e-5, 524_288, 16_384, 4096, "adamw", decay=0.9),
         steps=300,
         prompts=512,
         rate=1e-6,
