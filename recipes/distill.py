@@ -7,6 +7,7 @@ in one process, then `accelerate launch --config_file recipes/accelerate/fsdp.ya
 """
 
 import argparse
+import time
 from pathlib import Path
 
 from deepfast import LLM
@@ -73,8 +74,10 @@ def write_answers(stage: Stage, preset: Preset, teacher: Path, tasks: tuple[str,
     longest = settings.off_policy.longest
     with LLM(teacher, config=EngineConfig(threads=cpu_threads())) as llm:
         asked = Teacher(llm, tasks, seed, tries=TRIES, max_tokens=longest, temperature=settings.temperature)
+        began = time.monotonic()
         for done, kept in asked.write(path, count):
             print(f"{done} of {count} problems asked, {kept} answers kept", flush=True)
+        stage.write_cost(0, 0, time.monotonic() - began)
 
 
 def learn_answers(

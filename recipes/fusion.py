@@ -7,6 +7,7 @@ several processes: `--only answers` first, in one.
 """
 
 import argparse
+import time
 from collections.abc import Iterator
 
 from deepfast import LLM
@@ -47,8 +48,10 @@ def main(run: Run) -> None:
             asked = Teacher(
                 llm, tasks, 7, tries=TRIES, max_tokens=settings.longest, temperature=1.0, modes=(True,)
             )
+            began = time.monotonic()
             for done, kept in asked.write(path, wanted, batch=64):
                 print(f"{done} of {wanted} problems asked, {kept} answers kept", flush=True)
+            stage.write_cost(0, 0, time.monotonic() - began)
     if run.args.only in (None, "training"):
         samples, model = read_exchanges(path, wanted), start_from(start)
         if wanted and not samples:
