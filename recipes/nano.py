@@ -26,7 +26,7 @@ from torch import Tensor
 ROW_LENGTH = 320
 FEW_ROWS, MANY_ROWS = 12, 16  # rows of a step, early and late
 DOCUMENTS_PER_CHUNK = 4000
-MUON_RATE = ADAM_RATE = 5e-3
+RATE = 5e-3
 RATES = (  # (token, share of the peak learning rate), linear in between; the last token ends the training
     (0, 0.005),
     (200_000, 1.0),
@@ -155,7 +155,7 @@ def restore(path: Path, model: Nano, opts: list[Any]) -> Progress:
 
 
 def train(model: Nano, tokenizer: Tokenizer, total: int, work: Path, device: str) -> Progress:
-    opts = optimisers(model, muon_rate=MUON_RATE, adam_rate=ADAM_RATE)
+    opts = optimisers(model, RATE)
     checkpoint = work / "checkpoint.pt"
     progress = restore(checkpoint, model, opts) if checkpoint.exists() else Progress()
     began, seconds_before, saved, losses = time.monotonic(), progress.seconds, time.monotonic(), []

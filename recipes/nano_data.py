@@ -10,24 +10,12 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
+from deepfast.train import tokenizer as tokenizers
 from deepfast.train.basics import PHRASINGS, sample
 
-NUM_BPE_TOKENS = 614
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPECIAL_TOKENS = tuple(
-    """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
-    <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>
-    """.split()
-)
-PLAIN_TOKENS = tuple(
-    """<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|>
-    <|file_sep|> <tool_response> </tool_response> <think> </think>""".split()
-)
+VOCABULARY = 640
 STOP_SENTENCE = (
     "Considering the limited time by the user, "
     "I have to give the solution based on the thinking directly now."
@@ -65,32 +53,11 @@ class Document(NamedTuple):
 
 
 def train_tokenizer() -> Tokenizer:
-    """Byte-level BPE with Qwen's splitting, learned on phrasings and fixed sentences, not on the problems.
+    """Learned on phrasings and fixed sentences, not on the problems.
 
     The words whose letters are counted stay nearly spelled out, because no merge was learned on them.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=NUM_BPE_TOKENS,
-        min_frequency=2,
-        show_progress=False,
-        special_tokens=[],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    tokenizer.train_from_iterator(_tokenizer_texts(), trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
-    )
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in PLAIN_TOKENS])
-    return tokenizer
+    return tokenizers.train_tokenizer(_tokenizer_texts(), VOCABULARY)
 
 
 def _tokenizer_texts() -> Iterator[str]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepfast.train.muon import Muon
+
 
 @dataclass(frozen=True)
 class NanoConfig:
@@ -127,54 +129,11 @@ def document_mask(numbers: Tensor) -> Tensor:
     return (same & causal)[:, None]
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update of a matrix is made orthogonal (Newton-Schulz), in float32, batched by shape.
-
-    The update has the size AdamW's would have, so that learning rates are comparable.
-    """
-
-    def __init__(self, matrices: list[Any], lr: float, momentum: float = 0.95, decay: float = 0.1) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for matrix in group["params"]:
-                by_shape.setdefault(matrix.shape, []).append(matrix)
-            for (rows, columns), matrices in by_shape.items():
-                updates = torch.stack([self._momentum(matrix, group["momentum"]) for matrix in matrices])
-                scale = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
-                for matrix, update in zip(matrices, orthogonal(updates), strict=True):
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
-
-    def _momentum(self, matrix: Tensor, momentum: float) -> Tensor:
-        state = self.state[matrix]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(matrix)
-        state["momentum"].lerp_(matrix.grad, 1 - momentum)
-        ahead: Tensor = torch.lerp(matrix.grad, state["momentum"], momentum)  # Nesterov
-        return ahead
-
-
-def orthogonal(updates: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the nearest semi-orthogonal matrices: singular values end up around 1. [N, R, C] -> same"""
-    wide = updates.shape[1] <= updates.shape[2]
-    x = updates if wide else updates.transpose(1, 2)
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.transpose(1, 2)
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x if wide else x.transpose(1, 2)
-
-
-def optimisers(model: Nano, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
+def optimisers(model: Nano, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
     matrices: list[Any] = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     others: list[Any] = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
-    muon = Muon(matrices, lr=muon_rate)
-    adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    for optimiser in (muon, adam):
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
-    return [muon, adam]
+    muon = Muon(matrices, others, lr=rate)
+    for group in muon.param_groups:
+        group["peak"] = group["lr"]
+    return [muon]

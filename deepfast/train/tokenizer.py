@@ -72,7 +72,8 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
     for file in (CHAT_TEMPLATE, SENTENCES):
-        shutil.copyfile(file, out / file.name)
+        if file != (out / file.name).resolve():
+            shutil.copyfile(file, out / file.name)
     added = {
         str(index): {
             "content": token.content,
