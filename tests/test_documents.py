@@ -17,7 +17,6 @@ from deepfast.text.template import ChatTemplate
 from deepfast.text.tokenizer import Tokenizer
 from deepfast.thinking.sentences import TABLE, language_of
 from deepfast.train.documents import (
-    END,
     FLAG,
     STOP_SENTENCE,
     Document,
@@ -29,6 +28,7 @@ from deepfast.train.documents import (
 from deepfast.train.problems import TASKS, sample, verify
 from deepfast.train.problems.tools import calls_in
 from deepfast.train.publish import _move
+from deepfast.train.rewards import END
 from deepfast.train.stage import Stage
 from deepfast.train.talk import GREETINGS, REPLY, small_talk
 from deepfast.train.tokenizer import FEWEST, copy_text_files, train_tokenizer, write_tokenizer

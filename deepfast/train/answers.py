@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deepfast.train.documents import END, FLAG, Exchange
+from deepfast.train.documents import FLAG, Exchange
 from deepfast.train.problems import TASKS, Problem, sample, verify
 from deepfast.train.problems.tools import calls_in, execute
-from deepfast.train.rewards import read
+from deepfast.train.rewards import END, read
 from deepfast.types import Completion, Message, SamplingParams, ToolCall, UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class _Attempt:
     def take(self, prompt: list[int], done: Completion, text: str) -> bool:
         """Add a turn; True when a tool answered and the model must go on."""
         ended = done.finish_reason in ("stop", "tool_calls")
-        said = text.removesuffix("<|im_end|>")
+        said = text.removesuffix(END)
         calls = calls_in(said)
         if not ended or calls is None or not keeps_mode(self.asked, said):
             return False

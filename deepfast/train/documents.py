@@ -19,10 +19,10 @@ from deepfast.text.tokenizer import Tokenizer
 from deepfast.thinking.controls import last_switch
 from deepfast.thinking.sentences import TABLE, Sentences, language_of
 from deepfast.train.problems import TASKS, Problem, sample
+from deepfast.train.rewards import END
 from deepfast.train.talk import small_talk
 from deepfast.types import Message, ToolCall, UsageError
 
-END = "<|im_end|>"
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Deepfast.", "你是一个有用的助手。")
 STOP_SENTENCE = TABLE["en"][0]
 FLAG = {True: "/think", False: "/no_think"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfast.train.curves import Callback
-from deepfast.train.documents import END
+from deepfast.train.rewards import END
 from deepfast.train.stage import Stage
 from deepfast.train.tokenizer import copy_text_files, write_json
 
