@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 from checkpoints import MODEL_TYPES, hf_config, random_tensors
 from gguf.constants import GGML_QUANT_SIZES
+from text_fixtures import SIZE
 
 from deepfast.config import ModelConfig
 from deepfast.model.hub import BUNDLED
@@ -30,7 +31,7 @@ WIDE = {
     "intermediate_size": 512,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "vocab_size": 640,
+    "vocab_size": SIZE,
 }
 
 

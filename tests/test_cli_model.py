@@ -18,6 +18,7 @@ import pytest
 from checkpoints import hf_config, make_checkpoint
 from click.testing import CliRunner, Result
 from quantised_checkpoints import Form, make_pair
+from text_fixtures import END_ID, SIZE
 
 from deepfast.cli.bench import weight_bytes_read
 from deepfast.cli.main import cli
@@ -114,7 +115,7 @@ def test_show_counts_without_loading() -> None:
     assert facts["source"] == "safetensors, q8 of Deepfast" and facts["stored"] == "q8"
     assert facts["template"] == {"origin": "chat_template.jinja", "names": ["default"]}
     assert facts["tags"]["</think>"] == facts["tags"]["<think>"] + 1 and facts["notes"] == []
-    assert {"id": 616, "text": "<|im_end|>"} in facts["eos"] and facts["tokenizer"]["ids"] == 640
+    assert {"id": END_ID, "text": "<|im_end|>"} in facts["eos"] and facts["tokenizer"]["ids"] == SIZE
     assert facts["sampling"]["of_the_model"]["temperature"] == 0.6
     matrices = 7 * shapes["num_layers"] + 1
     assert facts["kept"] == {
@@ -128,9 +129,9 @@ def test_show_counts_without_loading() -> None:
     for said in (
         "think, no_think",
         "Qwen3ForCausalLM",
-        "</think> 639",
+        f"</think> {facts['tags']['</think>']}",
         "fits here",
-        "kept as            q8: 43",
+        f"kept as            q8: {matrices}",
     ):
         assert said in text
 
@@ -243,6 +244,10 @@ def _edit_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def _layers(count: int) -> dict[str, Any]:
+    return {"num_hidden_layers": count, "layer_types": ["full_attention"] * count}
+
+
 def _truncate(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -273,8 +278,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "wrong tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer"),
     "unknown architecture": (lambda d: _edit_config(d, architectures=["Mamba2"]), "Mamba2"),
     "wrong shapes": (lambda d: _edit_config(d, hidden_size=256), "shape"),
-    "fewer layers": (lambda d: _edit_config(d, num_hidden_layers=1), "layers.1."),
-    "more layers": (lambda d: _edit_config(d, num_hidden_layers=99), "missing"),
+    "fewer layers": (lambda d: _edit_config(d, **_layers(1)), "layers.1."),
+    "more layers": (lambda d: _edit_config(d, **_layers(99)), "missing"),
 }
 
 

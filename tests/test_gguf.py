@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf_files import Kind, finish, random_blocks, write_model
+from text_fixtures import SIZE
 
 from deepfast.model.gguf import MAX_DEPTH, GgufFile, open_shards
 from deepfast.types import ModelError
@@ -264,7 +265,7 @@ def test_a_file_as_large_as_it_claims_exhausts_nothing(tmp_path):
 def test_a_file_cut_anywhere_is_refused(tmp_path):
     """No prefix of a good file opens."""
     whole = tmp_path / "whole.gguf"
-    write_model(whole, vocab_size=640, num_hidden_layers=1, hidden_size=64, intermediate_size=32)
+    write_model(whole, vocab_size=SIZE, num_hidden_layers=1, hidden_size=64, intermediate_size=32)
     raw, path = whole.read_bytes(), tmp_path / "a.gguf"
     GgufFile(whole)
     random = np.random.RandomState(0)

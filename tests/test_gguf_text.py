@@ -19,7 +19,7 @@ from gguf_files import finish, write_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from qwen_tokenizer_json import tokenizer_dir
-from text_fixtures import qwen
+from text_fixtures import SIZE, qwen
 
 from deepfast.model.gguf import GgufFile
 from deepfast.model.gguf_text import end_ids, text_files
@@ -46,7 +46,7 @@ SAMPLES = [
 ]
 
 
-def metadata(path, folder=BUNDLED, size=640, change=None, **settings):
+def metadata(path, folder=BUNDLED, size=SIZE, change=None, **settings):
     """Of a file with this tokenizer; `change` edits the metadata after reading."""
     writer = gguf.GGUFWriter(path, "qwen3")
     write_tokenizer(writer, folder, size, **settings)
@@ -117,7 +117,7 @@ def test_types_of_converters_are_only_hints(typed):
 def test_the_config_is_that_of_tokenizer_config_json(tmp_path):
     path = tmp_path / "t.gguf"
     found = metadata(path)
-    files = text_files(path, found, 640)
+    files = text_files(path, found, SIZE)
     assert files.path == path and files.notes == () and files.thinking is None
     tokens = found["tokenizer.ggml.tokens"]
     assert files.config["eos_token"] == "<|im_end|>" and files.config["bos_token"] is None
@@ -125,7 +125,7 @@ def test_the_config_is_that_of_tokenizer_config_json(tmp_path):
     for said, wanted in ((True, "<|endoftext|>"), (False, None), (None, "<|endoftext|>")):
         more = {"tokenizer.ggml.bos_token_id": first, "tokenizer.ggml.add_bos_token": said}
         changed = {key: value for key, value in {**found, **more}.items() if value is not None}
-        config = text_files(path, changed, 640).config
+        config = text_files(path, changed, SIZE).config
         assert (config["bos_token"], config["add_bos_token"]) == (wanted, bool(said))
 
 
@@ -133,13 +133,13 @@ def test_templates_come_with_their_names(tmp_path):
     path = tmp_path / "t.gguf"
     own = own_template("hybrid")
     found = metadata(path, change=lambda m: {"tokenizer.chat_template.tool_use": own, "x": 1})
-    files = text_files(path, found, 640)
+    files = text_files(path, found, SIZE)
     assert dict(files.templates) == {"default": own, "tool_use": own}
     tokenizer = Tokenizer.of(files)
     assert ChatTemplate.of(files, tokenizer).modes.kind == "hybrid"
-    assert text_files(path, {k: v for k, v in found.items() if "template" not in k}, 640).templates == {}
+    assert text_files(path, {k: v for k, v in found.items() if "template" not in k}, SIZE).templates == {}
     with pytest.raises(ModelError, match="chat template default is no text"):
-        text_files(path, {**found, "tokenizer.chat_template": 5}, 640)
+        text_files(path, {**found, "tokenizer.chat_template": 5}, SIZE)
 
 
 def test_a_bad_template_is_replaced_and_it_is_told(tmp_path):
@@ -147,7 +147,7 @@ def test_a_bad_template_is_replaced_and_it_is_told(tmp_path):
     bad = own_template("hybrid").replace(
         "message.content if message.content is string else ''", "message.content + ''"
     )
-    files = text_files(path, metadata(path, change=lambda m: {"tokenizer.chat_template": bad}), 640)
+    files = text_files(path, metadata(path, change=lambda m: {"tokenizer.chat_template": bad}), SIZE)
     assert files.templates == {"default": own_template("hybrid")}
     assert len(files.notes) == 1 and "only a tool call" in files.notes[0]
     template = ChatTemplate.of(files, Tokenizer.of(files))
@@ -161,7 +161,7 @@ PRES = {"qwen2": 8, "deepseek-r1-qwen": 8, "llama-bpe": 3, "llama3": 3, "gpt-2":
 @pytest.mark.parametrize("pre", PRES)
 def test_text_is_split_as_pre_says(tmp_path, pre):
     path = tmp_path / "t.gguf"
-    files = text_files(path, metadata(path, pre=pre), 640)
+    files = text_files(path, metadata(path, pre=pre), SIZE)
     plain = Tokenizer.of(files)._plain
     pieces = [piece for piece, _ in plain.pre_tokenizer.pre_tokenize_str("ab 12345678")]
     assert len(pieces) - sum("b" in piece or piece in "Ġ" for piece in pieces) == PRES[pre], pieces
@@ -173,7 +173,7 @@ def test_text_is_split_as_pre_says(tmp_path, pre):
 def test_a_file_that_names_no_pre_gets_what_its_tokens_tell(tmp_path):
     path = tmp_path / "t.gguf"
     for missing in (None, "default"):
-        files = text_files(path, metadata(path, change=lambda m, v=missing: {"tokenizer.ggml.pre": v}), 640)
+        files = text_files(path, metadata(path, change=lambda m, v=missing: {"tokenizer.ggml.pre": v}), SIZE)
         assert files.tokenizer["normalizer"] == {"type": "NFC"}
         assert len(files.notes) == 1 and "qwen2" in files.notes[0]
 
@@ -186,19 +186,22 @@ REFUSED = {
     "pre is a number": ({"pre": 3}, "pre is 3"),
     "tokens of numbers": ({"tokens": np.arange(3)}, "tokens is no list of strings"),
     "no tokens": ({"tokens": []}, "tokens is no list"),
-    "too many tokens": ({"tokens": ["a"] * 641, "token_type": None}, "641 tokens, but the embedding has 640"),
+    "too many tokens": (
+        {"tokens": ["a"] * (SIZE + 1), "token_type": None},
+        f"{SIZE + 1} tokens, but the embedding has {SIZE}",
+    ),
     "a token twice": (
         {"tokens": ["a", "b", "a"], "token_type": None, "eos_token_id": 0},
         "holds a token twice",
     ),
-    "types of text": ({"token_type": ["x"]}, "token_type is no list of 640"),
-    "too few types": ({"token_type": np.ones(3, np.int32)}, "token_type is no list of 640"),
-    "types beyond 6": ({"token_type": np.full(640, 7, np.int32)}, "types from 0 to 6"),
+    "types of text": ({"token_type": ["x"]}, f"token_type is no list of {SIZE}"),
+    "too few types": ({"token_type": np.ones(3, np.int32)}, f"token_type is no list of {SIZE}"),
+    "types beyond 6": ({"token_type": np.full(SIZE, 7, np.int32)}, "types from 0 to 6"),
     "pre is a list": ({"pre": ["qwen2"]}, "pre is ['qwen2']"),
     "model is numbers": ({"model": np.arange(3)}, "tokenizer array"),
     "eos is a list": ({"eos_token_id": np.arange(2)}, "eos_token_id is array"),
     "no merges": ({"merges": None}, "merges is no list"),
-    "eos beyond the end": ({"eos_token_id": 640}, "eos_token_id is 640"),
+    "eos beyond the end": ({"eos_token_id": SIZE}, f"eos_token_id is {SIZE}"),
     "eos of text": ({"eos_token_id": "x"}, "eos_token_id is x"),
     "eos is a truth value": ({"eos_token_id": True}, "eos_token_id is True"),
 }
@@ -212,7 +215,7 @@ def test_what_is_wrong_is_named(tmp_path, what):
         path, change=lambda m: {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
     )
     with pytest.raises(ModelError) as caught:
-        text_files(path, found, 640)
+        text_files(path, found, SIZE)
         end_ids(path, found)
     assert said in str(caught.value) and "\n" not in str(caught.value), caught.value
 
@@ -222,20 +225,20 @@ def test_damaged_merges_are_a_model_error(tmp_path):
     for merges in (["ab"], ["a"], [" "], [""], ["zzz qqq"]):
         found = metadata(path, change=lambda m, v=merges: {"tokenizer.ggml.merges": v})
         with pytest.raises(ModelError):
-            Tokenizer.of(text_files(path, found, 640))
+            Tokenizer.of(text_files(path, found, SIZE))
 
 
 def test_no_id_is_no_id(tmp_path):
     """Some converters write -1, or its 32 bits, for a token that there is none of."""
     path = tmp_path / "t.gguf"
     found = metadata(path, change=lambda m: {"tokenizer.ggml.padding_token_id": 2**32 - 1})
-    assert text_files(path, found, 640).config["pad_token"] is None
+    assert text_files(path, found, SIZE).config["pad_token"] is None
 
 
 def test_bundled_vocabulary_round_trip(tmp_path):
     """The parsed objects themselves: vocabulary and merges as in tokenizer.json."""
     path = tmp_path / "t.gguf"
-    files = text_files(path, metadata(path), 640)
+    files = text_files(path, metadata(path), SIZE)
     raw = json.loads((BUNDLED / "tokenizer.json").read_text(encoding="utf-8"))
     assert files.tokenizer["model"]["vocab"] == {
         text: i

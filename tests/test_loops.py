@@ -38,7 +38,7 @@ QWEN_MEDIAN, QWEN_WORST = 640, 1700  # tokens from a loop's first token to the a
 
 @cache
 def bundled() -> Tokenizer:
-    """The tokenizer of the bundled model: 640 tokens, nearly letters."""
+    """The tokenizer of the bundled model: few tokens, nearly letters."""
     return Tokenizer.from_dir(Path(deepfast.__file__).parent / "bundled")
 
 

@@ -199,7 +199,9 @@ def test_the_bundled_model_keeps_its_numbers(tmp_path: Path):
         with LLM(model) as llm:
             said.append(llm.chat("What is 47 * 86?", greedy))
     assert said[0].token_ids == said[1].token_ids
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in BUNDLED.iterdir())
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        p.name for p in BUNDLED.iterdir() if not p.name.startswith("card")
+    )
 
 
 def test_what_makes_no_sense_is_refused_by_name_and_leaves_nothing(tmp_path: Path):

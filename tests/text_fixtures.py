@@ -13,7 +13,12 @@ import qwen_tokenizer_json
 from deepfast.text.tokenizer import Tokenizer
 from deepfast.types import Message, ToolCall
 
-BUNDLED_TEMPLATE = Path(__file__).resolve().parents[1] / "deepfast" / "bundled" / "chat_template.jinja"
+BUNDLED = Path(__file__).resolve().parents[1] / "deepfast" / "bundled"
+BUNDLED_TEMPLATE = BUNDLED / "chat_template.jinja"
+BUNDLED_CONFIG = json.loads((BUNDLED / "config.json").read_text(encoding="utf-8"))
+SIZE: int = BUNDLED_CONFIG["vocab_size"]  # of the bundled model's vocabulary
+END_ID: int = BUNDLED_CONFIG["eos_token_id"]
+PAD_ID: int = json.loads((BUNDLED / "generation_config.json").read_text(encoding="utf-8"))["pad_token_id"]
 CONTROL = (
     "<|endoftext|>",
     "<|im_start|>",

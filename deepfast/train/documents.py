@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class Mixture:
         default_factory=lambda: {name: 1.0 for name in TASKS if name != "tools"}
     )
     checks: bool = True  # whether thoughts end with their "Check:" line
+    own: float = 1.0  # share of the thoughts that are the model's, where it has given samples
 
 
 def exchange(problem: Problem, checks: bool = True) -> Exchange:
@@ -76,9 +78,9 @@ def as_messages(turns: Sequence[Mapping[str, Any]]) -> list[Message]:
 class Writer:
     """Turns random problems into documents; equal seeds give equal documents.
 
-    `samples` are thoughts of the model itself that led to right answers (Qwen3 report, section 4.3); they
-    take the place of the solvers' in the kinds think and cut. Raises UsageError for a vocabulary without the
-    tokens of thoughts and turns.
+    `samples` are thoughts of the model itself that led to right answers (Qwen3 report, section 4.3); in the
+    kinds think and cut they take the place of the solvers', or of the mixture's share `own` of them. Raises
+    UsageError for a vocabulary without the tokens of thoughts and turns.
     """
 
     def __init__(
@@ -113,6 +115,12 @@ class Writer:
     def _exchange(self) -> Exchange:
         return exchange(self._problem(), self.mixture.checks)
 
+    def _thought(self) -> Exchange:
+        """The model's own, or a solver's."""
+        if self.samples and self.rng.random() < self.mixture.own:
+            return self.rng.choice(self.samples)
+        return self._exchange()
+
     # --- kinds of documents ---
 
     def _plain(self) -> Iterator[Document]:
@@ -125,7 +133,7 @@ class Writer:
         yield self._joined(self._encode(f"{question}\n"), f"{reply}<|endoftext|>")
 
     def _think(self) -> Iterator[Document]:
-        item = self.rng.choice(self.samples) if self.samples else self._exchange()
+        item = self._thought()
         yield self._chat([self._asked(item.question, True)], item, True)
 
     def _no_think(self) -> Iterator[Document]:
@@ -134,7 +142,7 @@ class Writer:
 
     def _cut(self) -> Iterator[Document]:
         """A thought ended from outside at a random token: only the answer is learned."""
-        item = self.rng.choice(self.samples) if self.samples else self._exchange()
+        item = self._thought()
         thought = self._encode(f"<think>\n{item.thought}\n")
         hard = self.rng.random() < _CUT_HARD
         ending = self.sentences.close if hard else self.sentences.stop(language_of(item.question))
@@ -161,24 +169,28 @@ class Writer:
         yield self._chat([self._asked(item.question, thinking)], item, thinking)
 
     def _tools(self) -> Iterator[Document]:
-        """One document for each answer of the model in a conversation with tools."""
+        """A conversation with tools: one document, in which all answers of the model are learned. Without
+        thinking one for each answer: the empty thought of its prompt is not there in the next one's.
+        """
         problem = sample("tools", self.rng)
-        turns, thinking = as_messages(problem.turns), self.rng.random() < 0.6
-        for index, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before = turns[:index] if thinking else [_without_thought(earlier) for earlier in turns[:index]]
-            prompt = self.template.encode(
-                before, tools=problem.tools, enable_thinking=None if thinking else False
-            )
-            whole = self.template.encode([*before, turn], tools=problem.tools, add_generation_prompt=False)
-            if thinking:
-                learned = whole[len(prompt) :]
-            else:
-                bare = self.template.encode(before, tools=problem.tools)
-                learned = self._after_thought(whole[len(bare) :])
-            end = len(learned) - learned[::-1].index(self._id(END))
-            yield _document(prompt, learned[:end])
+        turns, end = as_messages(problem.turns), self._id(END)
+        render = partial(self.template.encode, tools=problem.tools)
+        places = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        if self.rng.random() < 0.6:
+            tokens = render(turns, add_generation_prompt=False)
+            mask = [0] * len(tokens)
+            for index in places:
+                start = len(render(turns[:index]))
+                stop = tokens.index(end, start) + 1
+                mask[start:stop] = [1] * (stop - start)
+            yield Document(tokens[:stop], mask[:stop])
+            return
+        bare = [_without_thought(turn) for turn in turns]
+        for index in places:
+            before, prompt = bare[:index], render(bare[:index], enable_thinking=False)
+            whole = render([*before, turns[index]], add_generation_prompt=False)
+            learned = self._after_thought(whole[len(render(before)) :])
+            yield _document(prompt, learned[: learned.index(end) + 1])
 
     # --- pieces ---
 

@@ -105,20 +105,35 @@ class Preset:
 ALL_TASKS = Mixture({"plain": 1.0}).tasks
 PLAIN = Mixture({"plain": 0.85, "direct": 0.15}, checks=False)
 COLD = Mixture({"think": 1.0}, checks=False)
+# A small model still learns its tasks here: its few own thoughts would repeat themselves, and leave out
+# what it cannot do yet.
 FUSED = Mixture(
-    {"think": 0.46, "no_think": 0.26, "cut": 0.10, "tools": 0.06, "turns": 0.07, "talk": 0.05}, checks=False
+    {"think": 0.45, "no_think": 0.24, "cut": 0.10, "tools": 0.07, "turns": 0.09, "talk": 0.05},
+    checks=False,
+    own=0.3,
 )
 HARD = dict.fromkeys(problems.HARD, 1.0)
+# Less of what is learned first, more of what is learned last.
+SLOW_FIRST = {
+    **ALL_TASKS,
+    **dict.fromkeys(("letters", "spelling"), 0.6),
+    **dict.fromkeys(("sum", "decimals"), 0.8),
+    **dict.fromkeys(("sorting", "countdown", "path"), 1.4),
+}
 GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
 
 NANO = Preset(
     name="nano",
     shape=Shape(1024, 192, 8, 6, 3, 32, 384),
-    pretrain=Supervised(30_000_000, PLAIN, 5e-3, 8192, 1024, 640),
-    cold_start=Supervised(2_000_000, COLD, 1e-3, 8192, 1024, 640, decay=0.8),
-    reasoning=Reinforced(40, 16, 8, 3e-5, 512, HARD, pool=256),
-    fusion=Supervised(6_000_000, FUSED, 2e-3, 8192, 1024, 640, decay=0.8, samples=300),
-    general=Reinforced(20, 16, 8, 2e-5, 512, GENERAL),
+    pretrain=Supervised(
+        61_440_000, replace(PLAIN, tasks=SLOW_FIRST), 5e-3, 8192, 1024, 640, decay=0.72
+    ),
+    cold_start=Supervised(1_500_000, COLD, 1e-3, 8192, 1024, 640, decay=0.8),
+    reasoning=Reinforced(16, 16, 8, 1e-4, 512, HARD, pool=256),
+    fusion=Supervised(
+        7_000_000, replace(FUSED, tasks=SLOW_FIRST), 2e-3, 8192, 1024, 640, decay=0.8, samples=200
+    ),
+    general=Reinforced(12, 16, 8, 5e-5, 512, GENERAL),
     distill=Distilled(
         answers=300,
         off_policy=Supervised(3_000_000, FUSED, 3e-3, 8192, 1024, 640, decay=0.8),
@@ -153,21 +168,19 @@ MINI = Preset(
     ),
 )
 
+_WHOLE = replace(FUSED, checks=True, own=1.0)
+
 GPU = Preset(
     name="gpu",
     shape=Shape(8192, 384, 12, 6, 2, 64, 1024, rope_theta=1_000_000.0),
     pretrain=Supervised(1_500_000_000, replace(PLAIN, checks=True), 4e-3, 524_288, 65_536, 1024),
     cold_start=Supervised(60_000_000, replace(COLD, checks=True), 1e-3, 262_144, 65_536, 1024, decay=0.8),
     reasoning=Reinforced(200, 128, 16, 2e-5, 1024, HARD, rollouts="transformers", pool=4000, micro=128),
-    fusion=Supervised(
-        300_000_000, replace(FUSED, checks=True), 1e-3, 262_144, 65_536, 1536, decay=0.8, samples=5000
-    ),
+    fusion=Supervised(300_000_000, _WHOLE, 1e-3, 262_144, 65_536, 1536, decay=0.8, samples=5000),
     general=Reinforced(100, 128, 16, 1e-5, 1024, GENERAL, rollouts="transformers", micro=128),
     distill=Distilled(
         answers=5000,
-        off_policy=Supervised(
-            100_000_000, replace(FUSED, checks=True), 3e-3, 262_144, 65_536, 1536, decay=0.8
-        ),
+        off_policy=Supervised(100_000_000, _WHOLE, 3e-3, 262_144, 65_536, 1536, decay=0.8),
         steps=300,
         prompts=256,
         rate=1e-4,
@@ -180,7 +193,7 @@ GPU = Preset(
 )
 
 # A model that knows more than our problems is not taught to refuse the rest.
-_TEACHABLE = replace(FUSED, kinds={k: share for k, share in FUSED.kinds.items() if k != "talk"}, checks=True)
+_TEACHABLE = replace(_WHOLE, kinds={k: share for k, share in FUSED.kinds.items() if k != "talk"})
 
 CLUSTER = Preset(
     name="cluster",

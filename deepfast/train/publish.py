@@ -46,7 +46,9 @@ def _move(part: Path, text: Path, stage: Stage) -> None:
     if not (text / "generation_config.json").exists() and (part / "generation_config.json").exists():
         shutil.copyfile(part / "generation_config.json", stage.directory / "generation_config.json")
     _end_turns(stage.directory)
-    shutil.copyfile(part / "config.json", stage.directory / "config.json")
+    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+    # A trainer turns the cache off, and writes that down; whoever generates wants it.
+    write_json(stage.directory / "config.json", config | {"use_cache": True})
     for file in sorted(part.glob("model*.safetensors*"), key=lambda file: file.suffix == ".json"):
         os.replace(file, stage.directory / file.name)
     shutil.rmtree(part)

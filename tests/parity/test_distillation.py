@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from text_fixtures import END_ID, SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ROOT / "deepfast/bundled"
@@ -46,9 +47,9 @@ def checkpoint(path: Path, seed: int, **changes: Any) -> Path:
     """A tiny random model beside the bundled tokenizer. Its logits are far from uniform."""
     torch.manual_seed(seed)
     shape: dict[str, Any] = {
-        "vocab_size": 640, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+        "vocab_size": SIZE, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True,
-        "max_position_embeddings": 512, "eos_token_id": 616, "initializer_range": 0.3,
+        "max_position_embeddings": 512, "eos_token_id": END_ID, "initializer_range": 0.3,
     }  # fmt: skip
     transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape | changes)).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):

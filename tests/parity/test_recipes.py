@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from text_fixtures import END_ID, PAD_ID, SIZE
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -34,7 +35,7 @@ from deepfast.types import DeepfastError, UsageError  # noqa: E402
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("work") / "general"
-    new_model(Shape(640, 64, 2, 2, 1, 32, 64, 512), 614, 616).save_pretrained(out)
+    new_model(Shape(SIZE, 64, 2, 2, 1, 32, 64, 512), PAD_ID, END_ID).save_pretrained(out)
     copy_text_files(BUNDLED, out)
     return out
 

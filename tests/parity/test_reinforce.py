@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from text_fixtures import PAD_ID
 
 import deepfast
 
@@ -57,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = transformers.Qwen3Config(
         vocab_size=bundled["vocab_size"], hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=32, intermediate_size=64, max_position_embeddings=2048,
-        tie_word_embeddings=True, eos_token_id=bundled["eos_token_id"], pad_token_id=614,
+        tie_word_embeddings=True, eos_token_id=bundled["eos_token_id"], pad_token_id=PAD_ID,
         initializer_range=0.3,
     )  # fmt: skip
     transformers.Qwen3ForCausalLM(config).save_pretrained(path)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from text_fixtures import END_ID, PAD_ID, SIZE
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -33,7 +34,7 @@ from deepfast.train.supervised import (  # noqa: E402
 from deepfast.types import UsageError  # noqa: E402
 
 BUNDLED = Path(__file__).resolve().parents[2] / "deepfast" / "bundled"
-SHAPE = Shape(640, 64, 2, 2, 1, 32, 64, 512)
+SHAPE = Shape(SIZE, 64, 2, 2, 1, 32, 64, 512)
 MIXTURE = Mixture({"think": 1.0, "no_think": 1.0}, {"sum": 1.0, "letters": 1.0}, checks=False)
 SETTINGS = Supervised(12 * 512, MIXTURE, 3e-3, 512, 256, 256, warmup=0.1)
 
@@ -51,7 +52,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model() -> "transformers.PreTrainedModel":
     torch.manual_seed(0)
-    return new_model(SHAPE, 614, 616)
+    return new_model(SHAPE, PAD_ID, END_ID)
 
 
 def test_micro_batches_are_the_same_in_any_order() -> None:
