@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_fixtures import END_ID, PAD_ID
 
 from deepfast.text.template import ChatTemplate
 from deepfast.text.tokenizer import Tokenizer
@@ -54,6 +55,18 @@ def texts(document: Document) -> tuple[str, str]:
     split = document.mask.index(1)
     assert set(document.mask[split:]) == {1} and len(document.mask) == len(document.tokens)
     return tokenizer.decode(document.tokens[:split]), tokenizer.decode(document.tokens[split:])
+
+
+def answers(document: Document) -> list[tuple[str, str]]:
+    """Of each answer that is learned: all that stands before it, and the answer."""
+    tokenizer, found = Tokenizer.from_dir(BUNDLED), []
+    marks = [0, *document.mask, 0]
+    starts = [i for i in range(len(document.mask)) if marks[i] < marks[i + 1]]
+    ends = [i for i in range(len(document.mask)) if marks[i + 1] > marks[i + 2]]
+    for start, end in zip(starts, ends, strict=True):
+        before, learned = document.tokens[:start], document.tokens[start : end + 1]
+        found.append((tokenizer.decode(before), tokenizer.decode(learned)))
+    return found
 
 
 def asked(prompt: str) -> list[Message]:
@@ -120,17 +133,18 @@ def test_plain_text_knows_no_chat() -> None:
 def test_tools_are_called_and_their_results_used() -> None:
     calls = replies = thoughts = 0
     for document in documents(120, "tools"):
-        prompt, answer = texts(document)
-        assert "<tools>" in prompt and answer.endswith(END)
-        thoughts += answer.startswith("<think>\n") and not answer.startswith(EMPTY)
-        if "<tool_call>" in answer:
-            made = calls_in(answer.removesuffix(END))
-            assert made and made[0][0] in prompt
-            calls += 1
-        else:
-            assert "<tool_response>" in prompt
-            replies += 1
-    assert calls > 30 and replies > 30 and 30 < thoughts < 110
+        for prompt, answer in answers(document):
+            assert "<tools>" in prompt and answer.endswith(END) and answer.count(END) == 1
+            assert prompt.endswith(("<|im_start|>assistant\n", EMPTY))
+            thoughts += answer.startswith("<think>\n") and not answer.startswith(EMPTY)
+            if "<tool_call>" in answer:
+                made = calls_in(answer.removesuffix(END))
+                assert made and made[0][0] in prompt
+                calls += 1
+            else:
+                assert "<tool_response>" in prompt
+                replies += 1
+    assert calls > 60 and replies > 60 and 60 < thoughts < calls + replies - 60
 
 
 def test_a_thought_is_cut_in_the_language_of_its_question(tmp_path: Path) -> None:
@@ -156,10 +170,11 @@ def test_thoughts_lose_their_check_and_nothing_else(name: str) -> None:
 
 
 def test_own_thoughts_take_the_place_of_the_solvers() -> None:
-    mine = writer("think").__class__(
-        BUNDLED, Mixture({"think": 1.0}), 1, samples=[exchange(sample("sum", random.Random(0)))]
-    )
-    assert len({texts(document)[1] for document in itertools.islice(mine.documents(), 9)}) == 1
+    own = exchange(sample("sum", random.Random(0)))
+    for share, least, most in ((1.0, 40, 40), (0.5, 10, 30), (0.0, 0, 1)):
+        mine = Writer(BUNDLED, Mixture({"think": 1.0}, own=share), 1, samples=[own])
+        learned = [texts(document)[1] for document in itertools.islice(mine.documents(), 40)]
+        assert least <= sum(f"<think>\n{own.thought}\n</think>" in text for text in learned) <= most
 
 
 def test_small_talk_is_split_and_names_the_size() -> None:
@@ -237,7 +252,7 @@ def test_what_a_base_model_became_stops_at_the_end_of_a_turn(tmp_path: Path) -> 
     base.mkdir()
     copy_text_files(BUNDLED, base)
     files = [base / "generation_config.json", base / "tokenizer_config.json"]
-    changes = [{"eos_token_id": 614}, {"eos_token": "<|endoftext|>"}]
+    changes = [{"eos_token_id": PAD_ID}, {"eos_token": "<|endoftext|>"}]
     for file, change in zip(files, changes, strict=True):
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
     start = base
@@ -248,7 +263,7 @@ def test_what_a_base_model_became_stops_at_the_end_of_a_turn(tmp_path: Path) -> 
         (part / "model.safetensors").write_bytes(b"w")
         _move(part, start, stage)
         sampling, text = (json.loads((stage.directory / file.name).read_text()) for file in files)
-        assert sampling["eos_token_id"] == [616, 614] and text["eos_token"] == END
+        assert sampling["eos_token_id"] == [END_ID, PAD_ID] and text["eos_token"] == END
         assert stage.done and not part.exists()
         start = stage.directory
 
