@@ -42,7 +42,12 @@ class Plan(NamedTuple):
 
 def _tool(name: str, description: str, **properties: str) -> dict[str, Any]:
     told = {key: {"type": "string", "description": text} for key, text in properties.items()}
-    parameters = {"type": "object", "properties": told, "required": [key for key in told if key != "zone"]}
+    parameters = {
+        "type": "object",
+        "properties": told,
+        "required": [key for key in told if key != "zone"],
+        "additionalProperties": False,  # who decodes by the schema lets no other argument through
+    }
     return {
         "type": "function",
         "function": {"name": name, "description": description, "parameters": parameters},
