@@ -113,12 +113,13 @@ FUSED = Mixture(
     own=0.3,
 )
 HARD = dict.fromkeys(problems.HARD, 1.0)
-# Less of what is learned first, more of what is learned last.
+# Less of what is learned early, more of what is learned late or costs few tokens.
 SLOW_FIRST = {
     **ALL_TASKS,
-    **dict.fromkeys(("letters", "spelling"), 0.6),
-    **dict.fromkeys(("sum", "decimals"), 0.8),
-    **dict.fromkeys(("sorting", "countdown", "path"), 1.4),
+    **dict.fromkeys(("sum", "weekday"), 0.5),
+    **dict.fromkeys(("difference", "division", "decimals", "sudoku"), 0.8),
+    **dict.fromkeys(("sorting", "letters", "countdown", "dates", "knights", "river"), 1.3),
+    **dict.fromkeys(("backwards", "story"), 2.0),
 }
 GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
 
