@@ -59,13 +59,12 @@ def texts(document: Document) -> tuple[str, str]:
 
 def answers(document: Document) -> list[tuple[str, str]]:
     """Of each answer that is learned: all that stands before it, and the answer."""
-    tokenizer, found = Tokenizer.from_dir(BUNDLED), []
-    marks = [0, *document.mask, 0]
-    starts = [i for i in range(len(document.mask)) if marks[i] < marks[i + 1]]
-    ends = [i for i in range(len(document.mask)) if marks[i + 1] > marks[i + 2]]
-    for start, end in zip(starts, ends, strict=True):
-        before, learned = document.tokens[:start], document.tokens[start : end + 1]
-        found.append((tokenizer.decode(before), tokenizer.decode(learned)))
+    decode, found, start = Tokenizer.from_dir(BUNDLED).decode, [], 0
+    for learned, run in itertools.groupby(document.mask):
+        end = start + len(list(run))
+        if learned:
+            found.append((decode(document.tokens[:start]), decode(document.tokens[start:end])))
+        start = end
     return found
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import qwen_tokenizer_json
 
+from deepfast.model.hub import BUNDLED
 from deepfast.text.tokenizer import Tokenizer
 from deepfast.types import Message, ToolCall
 
-BUNDLED = Path(__file__).resolve().parents[1] / "deepfast" / "bundled"
 BUNDLED_TEMPLATE = BUNDLED / "chat_template.jinja"
 BUNDLED_CONFIG = json.loads((BUNDLED / "config.json").read_text(encoding="utf-8"))
 SIZE: int = BUNDLED_CONFIG["vocab_size"]  # of the bundled model's vocabulary
