@@ -157,8 +157,11 @@ def test_paths_are_as_short_as_any() -> None:
 def test_knights_have_one_solution_by_the_formulas_of_the_trace() -> None:
     for problem in each("knights"):
         lines = problem.trace.split("\n")
-        names = dict(re.findall(r"([A-D])=(\S+)", lines[0]))
-        formulas = [line.partition(": ")[2] for line in lines[1 : 1 + len(names)]]
+        names = {letter: name for name, letter in re.findall(r"(\S+)=([A-D])", lines[0])}
+        looked_up, formulas = zip(*(line[3:].split("; ") for line in lines[1 : 1 + len(names)]), strict=True)
+        for people, formula in zip(looked_up, formulas, strict=True):
+            assert all(names[named[-1]] == named[:-2] for named in people.split())
+            assert re.findall("[A-D]", formula) == [named[-1] for named in people.split()]
         python = [
             re.sub(r"([A-D])=([01A-D])", r"(\1==\2)", f.replace("#", "!=")).replace("if ", "<= ")
             for f in formulas
@@ -275,6 +278,30 @@ def test_river_answers_are_judged_by_names() -> None:
             assert all(name in problem.question for name in names.split(","))
         assert not any(verify(problem, f"\\boxed{{{text}}}") for text in refused), problem
     assert min(seen.values()) > 20
+
+
+def test_conflicts_are_looked_up_in_the_order_of_the_question() -> None:
+    seen = 0
+    for problem in each("river"):
+        if problem.key.startswith("river:groups"):
+            continue
+        names, pairs, _ = problem.key.split("|")[1:]
+        numbers = {name: str(n) for n, name in enumerate(names.split(","), start=1)}
+        first, *lines = problem.trace.split("\n")
+        assert first == " ".join(f"{n} {name}={n}" for name, n in numbers.items())
+        if not pairs:
+            assert lines[0].startswith("no 0; ")
+            continue
+        told = [re.findall(r"(\w+)=(\d)", rule) for rule in lines[0].removeprefix("not ").split(", ")]
+        assert all(numbers[name] == n for rule in told for name, n in rule)
+        found = ["".join(sorted(n for _, n in rule)) for rule in told]
+        assert re.findall(r" (\d\d)\b", lines[0]) == found and sorted(found) == pairs.split(",")
+        assert lines[1].startswith(f"no {pairs.replace(',', ' ')}; boat ")
+        between = r"\b.*\b" if problem.question.isascii() else ".*"
+        order = between.join(name for rule in told for name, _ in rule)
+        assert re.search(order, problem.question), problem.question
+        seen += 1
+    assert seen > 20
 
 
 def test_back_lines_tell_the_trips_so_far() -> None:

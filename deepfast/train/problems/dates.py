@@ -205,13 +205,13 @@ def _months(day: date, end: date) -> list[tuple[str, int, int, int]]:
         length = _month_length(year, month)
         leap = f"{_leap_line(year)}; " if month == 2 else ""
         last = end.day if (year, month) == (end.year, end.month) else length
-        months.append((f"{leap}{year}-{month} {length}", length, at, last))
+        months.append((f"{leap}{year}-{month:02} {length}", length, at, last))
         year, month, at = (year, month + 1, 0) if month < 12 else (year + 1, 1, 0)
     return months
 
 
 def _on_lines(day: date, end: date, days: int) -> list[str]:
-    """Month by month: "2024-3 31: 31-15=16 45-16=29" until what is left fits into a month."""
+    """Month by month: "2024-03 31: 31-15=16 45-16=29" until what is left fits into a month."""
     lines, left, parts = [f"{day.isoformat()}+{days}"], days, []
     *whole, (name, _, at, _) = _months(day, end)
     for month, length, begun, _ in whole:

@@ -1,9 +1,9 @@
 """Knights, who always tell the truth, and knaves, who always lie.
 
 In: a random generator, a level (how many people). Out: drafts with exactly one solution and a judge. The
-trace writes the statements as formulas over A, B, C (1 knight, 0 knave), then assumes one person after the
-other, evaluates what can be evaluated, and goes back at the first contradiction. It knows nothing of other
-tasks.
+trace gives the people letters, finds the letters of every statement and writes it as a formula over A, B, C
+(1 knight, 0 knave), then assumes one person after the other, evaluates what can be evaluated, and goes back
+at the first contradiction. It knows nothing of other tasks.
 """
 
 import itertools
@@ -150,9 +150,13 @@ def worlds(claims: Sequence[Claim]) -> list[tuple[int, ...]]:
     ]
 
 
-def solve(claims: Sequence[Claim]) -> list[str]:
+def solve(claims: Sequence[Claim], names: Sequence[str]) -> list[str]:
     """Depth first over the people, a knight before a knave; a line evaluates what became decidable."""
-    lines = [f"{'ABCD'[speaker]}: {claim.formula()}" for speaker, claim in enumerate(claims)]
+    lettered = [f"{name}={letter}" for letter, name in zip("ABCD", names, strict=False)]
+    lines = ["who " + " ".join(lettered)]
+    for speaker, claim in enumerate(claims):
+        named = " ".join(lettered[person] for person in claim.people())
+        lines.append(f"{'ABCD'[speaker]}: {named}; {claim.formula()}")
 
     def visit(roles: tuple[int, ...]) -> bool:
         if len(roles) == len(claims):
@@ -193,10 +197,7 @@ def make(rng: random.Random, level: int, language: Language) -> Draft:
     (roles,) = found
     names = rng.sample(NAMES[language], count)
     words = rng.choice(ROLES[language])
-    lines = [
-        " ".join(f"{letter}={name}" for letter, name in zip("ABCD", names, strict=False)),
-        *solve(claims),
-    ]
+    lines = solve(claims, names)
     truths = " ".join(f"{'ABCD'[n]}{role} {int(claims[n].holds(roles))}" for n, role in enumerate(roles))
     lines.append(f"Check: {truths} ok")
     answer = ", ".join(f"{name}: {words[role]}" for name, role in zip(names, roles, strict=True))

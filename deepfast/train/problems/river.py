@@ -1,9 +1,10 @@
 """River crossings: items that must not be left alone together, and groups that must not be outnumbered.
 
 In: a random generator, a level. Out: drafts, some of them unsolvable, and a judge that replays the trips.
-The trace numbers the items and searches depth first: ">2 13|2 ok" takes item 2 over and leaves 1 and 3, "<0"
-comes back empty, "bad 13" names the pair that is left alone, "seen" a state that was there before; a dead end
-goes "back" to an earlier state, told with the trips that lead to it. It knows no names.
+The trace numbers the items, looks up the numbers of each conflict and searches depth first: ">2 13|2 ok"
+takes item 2 over and leaves 1 and 3, "<0" comes back empty, "bad 13" names the pair that is left alone,
+"seen" a state that was there before; a dead end goes "back" to an earlier state, told with the trips that
+lead to it. It knows no names.
 """
 
 import functools
@@ -245,11 +246,15 @@ def _item_draft(
     rng: random.Random, puzzle: Items, search: Search, ending: str, whether: bool, language: Language
 ) -> Draft:
     names = draw_names(rng, puzzle.size, language)
-    told = [(a - 1, b - 1) for a, b in puzzle.pairs]
+    told = [pair if rng.random() < 0.5 else pair[::-1] for pair in puzzle.pairs]
     rng.shuffle(told)
     question = item_question(rng, language, names, told, puzzle.boat, whether)
+    numbered = [""] + [f"{name}={n}" for n, name in enumerate(names, start=1)]
+    rules = [f"{numbered[a]} {numbered[b]} {min(a, b)}{max(a, b)}" for a, b in told]
+    # A number before its name and after it: what follows a name, or a number, can be looked up.
     lines = [
-        " ".join(f"{n}={name}" for n, name in enumerate(names, start=1)),
+        " ".join(f"{n} {numbered[n]}" for n in range(1, puzzle.size + 1)),
+        *([f"not {', '.join(rules)}"] if rules else []),
         f"no {' '.join(f'{a}{b}' for a, b in puzzle.pairs) or '0'}; boat {puzzle.boat}",
         *search.lines,
         ending,

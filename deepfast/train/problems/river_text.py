@@ -225,16 +225,15 @@ def item_question(
     boat: int,
     whether: bool,
 ) -> str:
-    """The puzzle in words. conflicts: numbers of names, in the order in which they are told."""
+    """The puzzle in words. conflicts: numbers of names from 1, in the order in which they are told."""
     rower = rng.choice([rower for rower in ROWERS[language] if rower not in names])
     phrase = {
         **CONFLICT,
         language: [rng.choice(CONFLICT[language])] if rng.random() < 0.4 else CONFLICT[language],
     }
     told = ""
-    for pair in conflicts:
-        x, y = pair if rng.random() < 0.5 else pair[::-1]
-        told += ask(rng, phrase, language, x=names[x], y=names[y], rower=rower)
+    for x, y in conflicts:
+        told += ask(rng, phrase, language, x=names[x - 1], y=names[y - 1], rower=rower)
     count = COUNTS[language][boat]
     items = _listed(names, language)
     return ask(
