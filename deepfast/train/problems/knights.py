@@ -152,6 +152,7 @@ def worlds(claims: Sequence[Claim]) -> list[tuple[int, ...]]:
 
 def solve(claims: Sequence[Claim], names: Sequence[str]) -> list[str]:
     """Depth first over the people, a knight before a knave; a line evaluates what became decidable."""
+    # The letter behind its name: small models look up what follows, not what goes before.
     lettered = [f"{name}={letter}" for letter, name in zip("ABCD", names, strict=False)]
     lines = ["who " + " ".join(lettered)]
     for speaker, claim in enumerate(claims):

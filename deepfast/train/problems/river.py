@@ -249,11 +249,11 @@ def _item_draft(
     told = [pair if rng.random() < 0.5 else pair[::-1] for pair in puzzle.pairs]
     rng.shuffle(told)
     question = item_question(rng, language, names, told, puzzle.boat, whether)
-    numbered = [""] + [f"{name}={n}" for n, name in enumerate(names, start=1)]
+    numbered = {n: f"{name}={n}" for n, name in enumerate(names, start=1)}
     rules = [f"{numbered[a]} {numbered[b]} {min(a, b)}{max(a, b)}" for a, b in told]
-    # A number before its name and after it: what follows a name, or a number, can be looked up.
+    # A number before its name and after it: small models look up what follows, not what goes before.
     lines = [
-        " ".join(f"{n} {numbered[n]}" for n in range(1, puzzle.size + 1)),
+        " ".join(f"{n} {item}" for n, item in numbered.items()),
         *([f"not {', '.join(rules)}"] if rules else []),
         f"no {' '.join(f'{a}{b}' for a, b in puzzle.pairs) or '0'}; boat {puzzle.boat}",
         *search.lines,
