@@ -126,7 +126,7 @@ def learn_on_policy(
         seed=args.seed,
         rollout=rollout,
         vllm=kind == "vllm",
-        bfloat16=preset.precision == "bfloat16",
+        bfloat16=torch.cuda.is_available() and preset.precision == "bfloat16",
     )
     publish(trainer, teacher, stage)
     print(f"written to {stage.directory}")

@@ -3,8 +3,8 @@ optimiser.
 
 In: the matrices inside the layers, all other parameters. Out: a torch optimiser with one learning rate. The
 update of a matrix has the size that AdamW's would have, so that one rate serves both (Liu et al. 2025, "Muon
-is scalable for LLM training", section 2.2). Unlike torch.optim.Muon it works in float32 and on all matrices
-of one shape at once, which a CPU needs. It knows no model.
+is scalable for LLM training", section 2.2). Unlike torch.optim.Muon it works in float32 where a CPU has no
+bfloat16, and on all matrices of one shape at once, which a CPU needs. It knows no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,8 @@ MUON, ADAM = "muon", "adam"
 
 
 class Muon(torch.optim.Optimizer):  # type: ignore[misc]
-    """Group 0 holds the matrices, group 1 the rest."""
+    """Group 0 holds the matrices, group 1 the rest. `products`: the precision of the iteration that makes an
+    update orthogonal; weights and momentum keep their own."""
 
     def __init__(
         self,
@@ -28,7 +29,9 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]
         decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        products: torch.dtype = torch.float32,
     ) -> None:
+        self.products = products
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": decay, "betas": betas, "eps": eps}
         groups: list[dict[str, Any]] = [
             {"params": list(matrices), "kind": MUON},
@@ -58,8 +61,10 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]
         for (rows, columns), matrices in by_shape.items():
             updates = torch.stack([self._momentum(matrix, group["momentum"]) for matrix in matrices])
             scale = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
-            for matrix, update in zip(matrices, orthogonal(updates), strict=True):
-                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+            for matrix, update in zip(matrices, orthogonal(updates.to(self.products)), strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(
+                    update.to(matrix.dtype), alpha=scale
+                )
 
     def _momentum(self, matrix: Tensor, momentum: float) -> Tensor:
         assert matrix.grad is not None

@@ -97,8 +97,8 @@ class Preset:
     shape: Shape | None = None
     base: str | None = None
     pretrain: Supervised | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of products, where the processor has it
+    compile: bool = False  # costs two minutes at the start of a stage
     workers: int = 0  # processes beside each trainer that write documents
 
 
@@ -127,11 +127,11 @@ GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
 NANO = Preset(
     name="nano",
     shape=Shape(1024, 192, 8, 6, 3, 32, 384),
-    pretrain=Supervised(76_800_000, replace(PLAIN, tasks=SLOW_FIRST), 5e-3, 8192, 1024, 640, decay=0.72),
-    cold_start=Supervised(2_000_000, replace(COLD, tasks=SLOW_FIRST), 1e-3, 8192, 1024, 640, decay=0.8),
+    pretrain=Supervised(65_536_000, replace(PLAIN, tasks=SLOW_FIRST), 5e-3, 8192, 2048, 640, decay=0.72),
+    cold_start=Supervised(2_000_000, replace(COLD, tasks=SLOW_FIRST), 1e-3, 8192, 2048, 640, decay=0.8),
     reasoning=Reinforced(16, 16, 8, 1e-4, 512, HARD, pool=256),
     fusion=Supervised(
-        7_000_000, replace(FUSED, tasks=SLOW_FIRST), 1e-3, 8192, 1024, 640, decay=0.8, samples=200
+        7_000_000, replace(FUSED, tasks=SLOW_FIRST), 1e-3, 8192, 2048, 640, decay=0.8, samples=200
     ),
     general=Reinforced(12, 16, 8, 5e-5, 512, GENERAL),
     distill=Distilled(
@@ -143,6 +143,7 @@ NANO = Preset(
         max_tokens=384,
         shape=Shape(1024, 128, 6, 4, 2, 32, 256),
     ),
+    compile=True,
 )
 
 _MINI_TASKS = dict.fromkeys(("sum", "difference", "decimals", "letters", "spelling", "story"), 1.0)
@@ -187,7 +188,6 @@ GPU = Preset(
         max_tokens=1024,
         shape=Shape(8192, 256, 8, 4, 2, 64, 640, rope_theta=1_000_000.0),
     ),
-    precision="bfloat16",
     compile=True,
     workers=12,
 )
@@ -223,7 +223,6 @@ CLUSTER = Preset(
         rate=1e-6,
         max_tokens=4096,
     ),
-    precision="bfloat16",
     workers=4,
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (NANO, MINI, GPU, CLUSTER)}

@@ -6,17 +6,22 @@ micro-batch, padded on the right, so that causal attention needs no mask. It kno
 """
 
 import math
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shutil import which
 from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoModelForCausalLM,
     PreTrainedModel,
     Qwen3Config,
@@ -130,13 +135,14 @@ def collate(batches: Sequence[list[Document]]) -> dict[str, Tensor]:
 class _InOrder(Trainer):  # type: ignore[misc]
     """Takes micro-batches in the order of their numbers: they are random already."""
 
-    settings: Supervised  # set after it was made
+    settings: Supervised  # set after it was made, as is `mixed`
+    mixed: bool
     optimizer: Any
 
     def create_optimizer(self, *_: Any) -> Any:
         """Ours, made here because FSDP takes none that was made before it spread the weights."""
         if self.optimizer is None:
-            self.optimizer = optimiser(self.model, self.settings)
+            self.optimizer = optimiser(self.model, self.settings, self.mixed)
         return self.optimizer
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
@@ -173,7 +179,9 @@ def train(
     needed = steps * accumulated * processes
     streams = processes * max(1, preset.workers)
     batches = MicroBatches(source, needed, settings.micro_tokens, settings.longest, _seed(stage), streams)
-    if preset.compile:
+    if mixed(preset) and not torch.cuda.is_available():
+        model.set_attn_implementation(WIDE_ATTENTION)
+    if preset.compile and (torch.cuda.is_available() or which(os.environ.get("CXX", "g++"))):
         model.compile(dynamic=True)
     trainer = _InOrder(
         model=model,
@@ -182,7 +190,7 @@ def train(
         data_collator=collate,
         callbacks=[LogCallback(stage.run), CostCallback(stage, settings.step_tokens)],
     )
-    trainer.settings = settings
+    trainer.settings, trainer.mixed = settings, mixed(preset)
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
     publish(trainer, text, stage)
@@ -224,7 +232,7 @@ def arguments(
         save_steps=SAVE_EVERY,
         save_total_limit=2,
         report_to=["tensorboard"],
-        bf16=preset.precision == "bfloat16",
+        bf16=mixed(preset),
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="gloo" if num_processes() > 1 and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
@@ -236,7 +244,34 @@ def arguments(
     )
 
 
-def optimiser(model: PreTrainedModel, settings: Supervised) -> torch.optim.Optimizer:
+def mixed(preset: Preset) -> bool:
+    """Whether products are computed in bfloat16: as the preset says, but not on a processor that lacks it."""
+    able = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    return preset.precision == "bfloat16" and bool(able)
+
+
+def wide_attention(
+    module: torch.nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Causal attention in float32 inside a model in bfloat16: three times as fast on a CPU, whose backward
+    pass in bfloat16 takes longer than all else. Queries [B, Hq, S, D], keys and values [B, Hkv, S, D] ->
+    [B, S, Hq, D]
+    """
+    shared = queries.shape[1] // keys.shape[1]
+    with torch.autocast("cpu", enabled=False):
+        keys, values = (x.float().repeat_interleave(shared, dim=1) for x in (keys, values))
+        mixture = scaled_dot_product_attention(
+            queries.float(), keys, values, is_causal=True, scale=settings["scaling"]
+        )
+    return mixture.transpose(1, 2).contiguous(), None
+
+
+WIDE_ATTENTION = "wide"
+AttentionInterface.register(WIDE_ATTENTION, wide_attention)
+AttentionMaskInterface.register(WIDE_ATTENTION, lambda *_, **__: None)  # padding is on the right
+
+
+def optimiser(model: PreTrainedModel, settings: Supervised, mixed: bool = False) -> torch.optim.Optimizer:
     """Muon for the matrices inside the layers and AdamW for the rest, or AdamW for all."""
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     if settings.optimiser == "adamw":
@@ -246,7 +281,8 @@ def optimiser(model: PreTrainedModel, settings: Supervised) -> torch.optim.Optim
         return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95))
     inside = [weight for name, weight in named if weight.dim() == 2 and ".layers." in name]
     rest = [weight for name, weight in named if weight.dim() != 2 or ".layers." not in name]
-    return Muon(inside, rest, lr=settings.rate)
+    products = torch.bfloat16 if mixed else torch.float32
+    return Muon(inside, rest, lr=settings.rate, products=products)
 
 
 def start_from(checkpoint: Path | str) -> PreTrainedModel:
