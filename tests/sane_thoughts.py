@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 
-from deepfast.train.basics import TASKS, sample
+from deepfast.train.problems import TASKS, sample
 
 PROSE = (
     "Okay, let me start by understanding what is being asked. There is a rectangular garden whose "
@@ -288,13 +288,13 @@ def _writing(rng: random.Random) -> Named:
     yield "html", _lines(f'<li class="nav-item">{link}</li>' for link in links)
 
 
-def traces(per_task: int = 20, joined: int = 25) -> Named:
-    """Thoughts of the bundled model's tasks, alone, and many of one task in a row."""
+def traces(per_task: int = 6, joined: int = 25) -> Named:
+    """Thoughts of the generated problems, alone, and many of one task in a row."""
     rng = random.Random(3)
     for task in TASKS:
         for number in range(per_task):
-            yield f"{task} {number}", sample(task, rng, held_out=True).trace
-        yield f"{task} in a row", _lines(sample(task, rng, held_out=True).trace for _ in range(joined))
+            yield f"{task} {number}", sample(task, rng, "test").trace
+        yield f"{task} in a row", _lines(sample(task, rng, "test").trace for _ in range(joined))
 
 
 def pieces(rng: random.Random) -> list[tuple[str, str]]:
