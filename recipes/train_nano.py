@@ -21,6 +21,12 @@ from deepfast.types import DeepfastError, UsageError
 RECIPES = Path(__file__).resolve().parent
 SUPERVISED = ("pretrain", "cold_start", "fusion")
 ORDER = tuple(name for name in STAGES if name != "distill")
+# A CPU gets its buffers from the C library, which by default gives freed pages back to the kernel at every
+# step and has them cleared again at the next.
+KEEP_PAGES = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in (("hugetlb", 1), ("mmap_threshold", 1 << 30), ("trim_threshold", 1 << 33))
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +84,8 @@ def _command(words: list[str], processes: int = 1) -> None:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         more = {**place, **meeting} if processes > 1 else {}
-        environment = {**os.environ, **{key: str(value) for key, value in more.items()}}
+        environment = {"GLIBC_TUNABLES": KEEP_PAGES, **os.environ}
+        environment.update({key: str(value) for key, value in more.items()})
         running.append(subprocess.Popen([sys.executable, *words], env=environment))
     try:
         ended: list[int | None] = [None]
