@@ -127,7 +127,7 @@ GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
 NANO = Preset(
     name="nano",
     shape=Shape(1024, 192, 8, 6, 3, 32, 384),
-    pretrain=Supervised(73_728_000, replace(PLAIN, tasks=SLOW_FIRST), 5e-3, 8192, 2048, 640, decay=0.72),
+    pretrain=Supervised(50_790_400, replace(PLAIN, tasks=SLOW_FIRST), 5e-3, 8192, 2048, 640, decay=0.72),
     cold_start=Supervised(2_000_000, replace(COLD, tasks=SLOW_FIRST), 1e-3, 8192, 2048, 640, decay=0.8),
     reasoning=Reinforced(16, 16, 8, 1e-4, 512, HARD, pool=256),
     fusion=Supervised(
