@@ -61,10 +61,9 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]
         for (rows, columns), matrices in by_shape.items():
             updates = torch.stack([self._momentum(matrix, group["momentum"]) for matrix in matrices])
             scale = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
-            for matrix, update in zip(matrices, orthogonal(updates.to(self.products)), strict=True):
-                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(
-                    update.to(matrix.dtype), alpha=scale
-                )
+            updates = orthogonal(updates.to(self.products)).to(updates.dtype)
+            for matrix, update in zip(matrices, updates, strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
 
     def _momentum(self, matrix: Tensor, momentum: float) -> Tensor:
         assert matrix.grad is not None

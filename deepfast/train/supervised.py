@@ -135,14 +135,13 @@ def collate(batches: Sequence[list[Document]]) -> dict[str, Tensor]:
 class _InOrder(Trainer):  # type: ignore[misc]
     """Takes micro-batches in the order of their numbers: they are random already."""
 
-    settings: Supervised  # set after it was made, as is `mixed`
-    mixed: bool
+    settings: Supervised  # set after it was made
     optimizer: Any
 
     def create_optimizer(self, *_: Any) -> Any:
         """Ours, made here because FSDP takes none that was made before it spread the weights."""
         if self.optimizer is None:
-            self.optimizer = optimiser(self.model, self.settings, self.mixed)
+            self.optimizer = optimiser(self.model, self.settings, self.args.bf16)
         return self.optimizer
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
@@ -190,7 +189,7 @@ def train(
         data_collator=collate,
         callbacks=[LogCallback(stage.run), CostCallback(stage, settings.step_tokens)],
     )
-    trainer.settings, trainer.mixed = settings, mixed(preset)
+    trainer.settings = settings
     states = stage.states()
     trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
     publish(trainer, text, stage)
@@ -271,7 +270,7 @@ AttentionInterface.register(WIDE_ATTENTION, wide_attention)
 AttentionMaskInterface.register(WIDE_ATTENTION, lambda *_, **__: None)  # padding is on the right
 
 
-def optimiser(model: PreTrainedModel, settings: Supervised, mixed: bool = False) -> torch.optim.Optimizer:
+def optimiser(model: PreTrainedModel, settings: Supervised, bf16: bool = False) -> torch.optim.Optimizer:
     """Muon for the matrices inside the layers and AdamW for the rest, or AdamW for all."""
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     if settings.optimiser == "adamw":
@@ -281,7 +280,7 @@ def optimiser(model: PreTrainedModel, settings: Supervised, mixed: bool = False)
         return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95))
     inside = [weight for name, weight in named if weight.dim() == 2 and ".layers." in name]
     rest = [weight for name, weight in named if weight.dim() != 2 or ".layers." not in name]
-    products = torch.bfloat16 if mixed else torch.float32
+    products = torch.bfloat16 if bf16 else torch.float32
     return Muon(inside, rest, lr=settings.rate, products=products)
 
 
