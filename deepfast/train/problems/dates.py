@@ -222,10 +222,18 @@ def _on_lines(day: date, end: date, days: int) -> list[str]:
 
 
 def _between_lines(day: date, end: date, days: int) -> list[str]:
+    """How many months follow the first; then month by month, counted down to 0, the last:
+    "4 2041-09 30: 30-6=24 0+24=24"."""
     lines, total, left = [f"{day.isoformat()} to {end.isoformat()}"], 0, f"{days}"
-    for name, _, begun, last in _months(day, end):
+    years, months = end.year - day.year, _months(day, end)
+    since = 12 * years + end.month
+    lines.append(
+        f"{end.year}-{day.year}={years} 12*{years}={12 * years} {12 * years}+{end.month:02}={since} "
+        f"{since}-{day.month:02}={since - day.month}"
+    )
+    for number, (name, _, begun, last) in enumerate(months, 1):
         part = last - begun
-        lines.append(f"{name}: {last}-{begun}={part} {total}+{part}={total + part}")
+        lines.append(f"{len(months) - number} {name}: {last}-{begun}={part} {total}+{part}={total + part}")
         total += part
         left += f"-{part}={days - total}"
     return [*lines, f"Check: {left} ok"]
