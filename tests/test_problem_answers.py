@@ -149,6 +149,9 @@ def test_spelling_and_backwards() -> None:
         word, wish = problem.key.removeprefix("backwards:").split("|")
         letters = problem.answer.replace("-", "")
         assert letters == (word[::-1] if wish == "back" else word[int(wish) - 1])
+        if wish != "back":
+            listed = dict(re.findall(r"(\d+)([a-z])", problem.trace.split("\n")[0]))
+            assert listed[wish] == letters and problem.trace.split("\n")[1] == wish + letters
         assert verify(problem, f"\\boxed{{{letters}}}")
 
 

@@ -144,7 +144,9 @@ def make_backwards(rng: random.Random, level: int, language: Language) -> Draft:
     word = word_of(rng, level)
     if rng.random() < 0.25:
         place = rng.randint(1, len(word))
-        trace = [numbered(word), f"Check: {word[place - 1]}{place} ok"]
+        # Each number before its letter: what follows a number is found more easily than what precedes it.
+        letters = "".join(f"{number}{letter}" for number, letter in enumerate(word, start=1))
+        trace = [letters, f"{place}{word[place - 1]}", f"Check: {numbered(word)} {word[place - 1]}{place} ok"]
         question = ask(rng, PLACE, language, w=word, n=place)
         return Draft(question, trace, word[place - 1], f"{word}|{place}")
     back = "".join(f"{word[place - 1]}{place}" for place in range(len(word), 0, -1))
