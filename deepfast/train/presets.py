@@ -127,12 +127,12 @@ SLOWEST_MORE = {
     **SLOW_FIRST,
     **dict.fromkeys(("sum", "weekday"), 0.6),
     "decimals": 0.5,
-    "sudoku": 0.4,
-    **dict.fromkeys(("difference", "product", "bases"), 0.8),
-    **dict.fromkeys(("letters", "spelling"), 1.0),
-    **dict.fromkeys(("countdown", "story"), 1.5),
-    **dict.fromkeys(("knights", "river"), 1.8),
-    **dict.fromkeys(("dates", "path"), 2.2),
+    "sudoku": 0.5,
+    **dict.fromkeys(("difference", "product"), 0.8),
+    **dict.fromkeys(("bases", "letters"), 1.0),
+    **dict.fromkeys(("spelling", "path", "knights"), 1.6),
+    **dict.fromkeys(("countdown", "story", "sorting"), 1.8),
+    **dict.fromkeys(("dates", "backwards", "river"), 2.0),
 }
 GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
 
