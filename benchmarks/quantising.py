@@ -21,23 +21,24 @@ from deepfast.model.least_error import Rounder
 from deepfast.model.packed import write_packed
 from deepfast.model.weights import Checkpoint
 from deepfast.text.tokenizer import Tokenizer
-from deepfast.train.basics import Problem, check, sample
+from deepfast.train.documents import exchange
+from deepfast.train.problems import TASKS, Problem, Split, sample, verify
 
-TASKS = ("product", "sum", "difference", "letters", "sorting")
+ASKED = tuple(name for name in TASKS if name != "tools")
 TOKENS, PROBLEMS, AT_ONCE = 16384, 400, 16
 
 
-def problems(seed: int, held_out: bool, count: int) -> list[Problem]:
+def problems(seed: int, split: Split, count: int) -> list[Problem]:
     """Of all tasks alike."""
     rng = random.Random(seed)
-    return [sample(rng.choice(TASKS), rng, held_out) for _ in range(count)]
+    return [sample(rng.choice(ASKED), rng, split) for _ in range(count)]
 
 
-def chats(seed: int, held_out: bool) -> str:
+def chats(seed: int, split: Split) -> str:
     """As the model was taught to write them, three in four with a thought."""
     rng, lines = random.Random(seed), []
-    for problem in problems(seed, held_out, 800):
-        thought = problem.trace if rng.random() < 0.76 else ""
+    for problem in problems(seed, split, 800):
+        thought = exchange(problem, checks=False).thought if rng.random() < 0.76 else ""
         lines.append(
             f"<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n"
             f"<think>\n{thought}\n</think>\n\n{problem.answer}<|im_end|>\n"
@@ -51,9 +52,9 @@ def solved(path: Path) -> int:
     with LLM(path) as llm, ThreadPoolExecutor(AT_ONCE) as threads:
 
         def right(problem: Problem) -> bool:
-            return check(problem, llm.chat(problem.question, greedy, Thinking("on")).content)
+            return verify(problem, llm.chat(problem.question, greedy, Thinking("on")).content)
 
-        return sum(threads.map(right, problems(99, True, PROBLEMS)))
+        return sum(threads.map(right, problems(99, "test", PROBLEMS)))
 
 
 def main() -> None:
@@ -61,7 +62,8 @@ def main() -> None:
     backend = CpuBackend(available_cpus())
     tokenizer = Tokenizer.of(Checkpoint.open(BUNDLED).text)
     texts = [
-        tokenizer.encode(chats(seed, held), control=True)[:TOKENS] for seed, held in ((1, False), (2, True))
+        tokenizer.encode(chats(seed, split), control=True)[:TOKENS]
+        for seed, split in ((1, "train"), (2, "test"))
     ]
     importance = calibrate(Checkpoint.open(BUNDLED), backend, texts[0])
     print(f"the original solves {solved(BUNDLED)} of {PROBLEMS}")

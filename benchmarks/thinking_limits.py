@@ -10,8 +10,9 @@ import random
 from collections import Counter
 
 from deepfast import LLM, SamplingParams, Thinking, UsageError
-from deepfast.train.basics import Problem, check, sample
+from deepfast.train.problems import Problem, sample, verify
 
+LEVEL = 3  # two digits times two
 SETTINGS = {
     "no limit": Thinking("on"),
     **{f"budget {n}": Thinking("on", budget=n) for n in (16, 48, 80, 128)},
@@ -38,7 +39,7 @@ def measure(llm: LLM, problems: list[Problem], wish: Thinking) -> dict[str, obje
             done = stream.result()
             stops[done.thinking.stop] += 1
             tokens += done.usage.reasoning_tokens
-            right += check(problem, done.content)
+            right += verify(problem, done.content)
             by_itself += all(done.sampled)
     count = len(problems)
     return {
@@ -57,7 +58,7 @@ def main() -> None:
     if args.problems < 1:
         raise UsageError(f"--problems {args.problems} is below 1. Give at least one.")
     rng = random.Random("limits")
-    problems = [sample("product", rng, held_out=True) for _ in range(args.problems)]
+    problems = [sample("product", rng, "test", LEVEL) for _ in range(args.problems)]
     rows = {}
     with LLM() as llm:
         print(f"{'setting':32} {'tokens':>7} {'right':>7} {'nothing forced':>15}  how it ended")

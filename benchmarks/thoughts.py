@@ -7,7 +7,7 @@ Does not know: tokens, models.
 
 import random
 
-from deepfast.train.basics import sample
+from deepfast.train.problems import sample
 
 CODE = """\
 ```python
@@ -79,7 +79,7 @@ puzzle he had carried since childhood."""
 def worked_thoughts(count: int = 6) -> str:
     """Products, each worked out digit by digit."""
     rng = random.Random(7)
-    return "\n\n".join(sample("product", rng, held_out=True, language="en").trace for _ in range(count))
+    return "\n\n".join(sample("product", rng, "test", 5, "en").trace for _ in range(count))
 
 
 TEXTS = {

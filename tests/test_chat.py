@@ -254,7 +254,8 @@ def test_the_answer_obeys_its_grammar_in_both_modes_and_the_thought_does_not(llm
 def test_with_tools_and_a_grammar_a_turn_is_calls_and_an_answer_of_that_form(llm: LLM):
     ids, seen = llm.requests.ids, set()
     for seed in range(12):
-        wish = draw(seed, grammar=Grammar("regex", "(yes|no)"), logit_bias={ids.tool_open: 4.0})
+        bias = {ids.tool_open: -5.0}
+        wish = draw(seed, grammar=Grammar("regex", "(yes|no)"), logit_bias=bias)
         done = llm.chat("Hi", wish, OFF, [SAY])
         assert done.finish_reason == ("tool_calls" if done.tool_calls else "stop")
         assert done.content in (("", "yes", "no") if done.tool_calls else ("yes", "no"))
@@ -332,7 +333,8 @@ def test_log_probabilities_of_every_sampled_token(llm: LLM):
 
 
 def test_kinds_partition_the_tokens(llm: LLM):
-    done = llm.chat("Hi", draw(4), ON)
+    no_call = draw(4, logit_bias={llm.requests.ids.tool_open: -100.0})
+    done = llm.chat("Hi", no_call, ON)
     assert done.kinds.count("reasoning") == done.usage.reasoning_tokens
     said = [t for t, kind in zip(done.token_ids, done.kinds, strict=True) if kind == "content"]
     assert llm.tokenizer.decode(said).lstrip("\n") == done.content

@@ -200,13 +200,13 @@ def test_show_and_quantize_take_a_gguf_file(tmp_path: Path) -> None:
 
 
 def test_a_context_that_memory_cut_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 12 * 10**6)
+    monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 16 * 10**6)
     done = call("run", "--no-think", "--max-tokens", "20", QUESTION)
-    assert done.exit_code == 0 and re.search(r"\[context 1,\d\d\d of the model's 2,048: 12.0 MB", done.stderr)
+    assert done.exit_code == 0 and re.search(r"\[context 1,\d\d\d of the model's 2,048: 16.0 MB", done.stderr)
     assert "the model's 2,048" not in call("run", "--no-think", "--context", "512", QUESTION).stderr
-    monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 9 * 10**6)
+    monkeypatch.setattr("deepfast.engine.llm.free_memory", lambda: 10 * 10**6)
     done = call("run", QUESTION)
-    assert done.exit_code == 2 and "9.0 MB of memory are free. Try --quantize q4" in done.stderr
+    assert done.exit_code == 2 and "10.0 MB of memory are free. Try --quantize q4" in done.stderr
 
 
 def test_the_limit_of_a_speed_is_that_of_the_weights_in_memory() -> None:

@@ -61,7 +61,7 @@ def test_too_little_memory_is_refused_with_numbers_and_a_way_out(
     done = run("--context", "2048")
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
     numbers = (
-        r"2\.2 MB of weights, 3\.1 MB of KV cache \(2,048 positions in f16\) and [\d.]+ MB to work in need "
+        r"3\.0 MB of weights, 6\.3 MB of KV cache \(2,048 positions in f16\) and [\d.]+ MB to work in need "
     )
     assert re.search(numbers + r"[\d.]+ MB, but [\d.]+ MB of memory are free", done.stderr)
     assert int(re.search(r"--context (\d+)", done.stderr)[1]) in range(1300, 1366)

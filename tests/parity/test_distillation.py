@@ -223,7 +223,7 @@ def test_the_recipe_from_answers_to_checkpoint(tmp_path: Path, monkeypatch: pyte
     run(None)
     assert len(answers.read_answers(stage.run / "answers.jsonl", 2)) == 4
     assert (stage.run / "off_policy/run/log.csv").exists()
-    assert load(stage.directory).num_parameters() == 65_792
+    assert load(stage.directory).num_parameters() == 24_832 + 64 * SIZE
     assert (stage.directory / "chat_template.jinja").read_text() == (
         general / "chat_template.jinja"
     ).read_text()
@@ -239,8 +239,8 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
     (teacher / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(UsageError, match="different tokenizers.*is not token 300 of both"):
         distillation.on_policy(student, teacher, Stage(tmp_path, "x"), settings(), tasks=["sum"])
-    wide = checkpoint(tmp_path / "w", 1, vocab_size=704)
-    with pytest.raises(UsageError, match="704 logits"):
+    wide = checkpoint(tmp_path / "w", 1, vocab_size=SIZE + 64)
+    with pytest.raises(UsageError, match=f"{SIZE + 64} logits"):
         distillation.check_shared_tokenizer(wide, student)
 
 

@@ -209,6 +209,7 @@ def _same_greedy_tokens(directory: Path, opened: "transformers.PreTrainedModel")
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     with LLM(directory, config=EngineConfig(threads=1)) as llm:
         ours = llm.generate([ids], params)[0].token_ids
-    settings = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
+    settings = {"do_sample": False, "max_new_tokens": 12}
+    opened.generation_config.eos_token_id = None
     theirs = opened.generate(torch.tensor([ids]), **settings, temperature=None, top_p=None, top_k=None)
     assert list(ours) == theirs[0, len(ids) :].tolist()
