@@ -197,6 +197,9 @@ def test_dates() -> None:
         first, *others = dates_in(problem.question)
         if others:
             assert problem.answer == str(abs(others[0] - first).days)
+            _, count, *months, _ = problem.trace.split("\n")
+            left = range(int(count.rpartition("=")[2]), -1, -1)
+            assert [int(line.split()[0]) for line in months] == [*left], problem
         else:
             days = [n for n in ints(problem.question) if str(n) == problem.key.split(",")[1].split("|")[0]]
             assert (date.fromisoformat(problem.answer) - first).days in days

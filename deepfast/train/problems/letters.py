@@ -1,8 +1,9 @@
 """Letters of words: counting one, spelling, spelling backwards, the letter at a place.
 
 In: a random generator, a level. Out: drafts and judges. A trace spells the word letter by letter, with the
-running count or the place behind each letter. The word is the atom of the key, so that a word that is held
-out is held out of every task here. It knows nothing of other tasks.
+running count or the place behind each letter (before it where a letter is looked up by its place). The word
+is the atom of the key, so that a word that is held out is held out of every task here. It knows nothing of
+other tasks.
 """
 
 import random
