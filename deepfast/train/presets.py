@@ -108,7 +108,7 @@ COLD = Mixture({"think": 1.0}, checks=False)
 # A small model still learns its tasks here: its few own thoughts would repeat themselves, and leave out
 # what it cannot do yet.
 FUSED = Mixture(
-    {"think": 0.45, "no_think": 0.24, "cut": 0.10, "tools": 0.07, "turns": 0.09, "talk": 0.05},
+    {"think": 0.47, "no_think": 0.20, "cut": 0.10, "tools": 0.09, "turns": 0.09, "talk": 0.05},
     checks=False,
     own=0.3,
 )
@@ -140,12 +140,12 @@ NANO = Preset(
     name="nano",
     shape=Shape(1024, 192, 8, 6, 3, 32, 384),
     pretrain=Supervised(81_920_000, replace(PLAIN, tasks=SLOW_FIRST), 5e-3, 8192, 2048, 640, decay=0.72),
-    cold_start=Supervised(2_000_000, replace(COLD, tasks=SLOWEST_MORE), 1e-3, 8192, 2048, 640, decay=0.8),
+    cold_start=Supervised(16_000_000, replace(COLD, tasks=SLOWEST_MORE), 2e-3, 8192, 2048, 640, decay=0.9),
     reasoning=Reinforced(16, 16, 8, 1e-4, 512, HARD, pool=256),
     fusion=Supervised(
-        7_000_000, replace(FUSED, tasks=SLOWEST_MORE), 1e-3, 8192, 2048, 640, decay=0.8, samples=200
+        12_000_000, replace(FUSED, tasks=SLOWEST_MORE), 1e-3, 8192, 2048, 640, decay=0.8, samples=200
     ),
-    general=Reinforced(12, 16, 8, 5e-5, 512, GENERAL),
+    general=Reinforced(24, 16, 8, 5e-5, 512, GENERAL),
     distill=Distilled(
         answers=300,
         off_policy=Supervised(3_000_000, FUSED, 3e-3, 8192, 1024, 640, decay=0.8),

@@ -1,6 +1,8 @@
-"""Words to count letters in: common English words, pseudo-words of syllables, random strings.
+"""Words that mean nothing to their problem: common English words, pseudo-words, random strings of letters or of
+Chinese characters.
 
-In: a `random.Random`. Out: one lower-case word of 2 to 12 letters. It knows no problem, phrasing or split.
+In: a `random.Random`. Out: one lower-case word of 2 to 12 letters, or 1 to 3 characters. It knows no problem,
+phrasing or split.
 """
 
 import random
@@ -80,6 +82,22 @@ _ONSETS = (
 _VOWELS = "a e i o u a e i o ee oo ai ea ou".split()
 _CODAS = ["", "", "", "", "n", "r", "s", "t", "l", "m", "ll", "ss", "tt", "rr", "ng", "ck", "p", "nd"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+# Half of all characters come from here, so that those which a tokenizer knows as one are met alone as well.
+_EVERYDAY = (
+    "天地日月星风云雨雪山水火土木石金花草树叶果米豆麦瓜菜茶油盐糖牛羊马鸟鱼虫龙虎鸡狗猫熊猴鼠人父母子女儿友王"
+    "手足头目口耳心身衣帽鞋布线针刀书笔纸画琴鼓歌门窗床桌灯车船路桥城村房屋田园海河湖春夏秋冬东西南北上中大小"
+    "多少长高老新红黄蓝白黑青光明声气电工力文字学生师医商农兵客家国年时分半双千百"
+)
+# The 3,755 common characters of GB 2312, in its order.
+_CHARACTERS = bytes(
+    byte for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) for byte in (row, cell)
+).decode("gb2312", "ignore")
+
+
+def draw_characters(rng: random.Random) -> str:
+    """Chinese characters that make no word, mostly two."""
+    return "".join(rng.choice(rng.choice((_EVERYDAY, _CHARACTERS))) for _ in range(rng.choice((1, 2, 2, 2, 3))))
 
 
 def draw_word(rng: random.Random) -> str:

@@ -181,15 +181,20 @@ def _compound(rng: random.Random, now: datetime, level: int) -> Plan:
 
 
 def _until(rng: random.Random, now: datetime, level: int) -> Plan:
-    """Minutes until a time later today."""
+    """Minutes until a time later today: minutes and hours apart, an hour borrowed where it must be."""
     minutes = 60 * now.hour + now.minute
     if minutes > 1400:
         return _compound(rng, now, level)
     end = rng.randint(minutes + 1, 24 * 60 - 1)
     hours, rest = end // 60, end % 60
+    late, late_rest = (hours, rest) if rest >= now.minute else (hours - 1, rest + 60)
+    sign = ">=" if rest >= now.minute else "<"
+    apart, over = late - now.hour, late_rest - now.minute
     lines = (
-        f"{hours}*60+{rest}={end}\n{now.hour}*60+{now.minute}={minutes}\n"
-        f"{end}-{minutes}={end - minutes}\nCheck: {minutes}+{end - minutes}={end} ok"
+        f"{hours:02}:{rest:02}-{now:%H:%M}\n{rest:02}{sign}{now.minute:02} {late:02}:{late_rest:02}\n"
+        f"{late_rest:02}-{now.minute:02}={over} {late:02}-{now.hour:02}={apart}\n"
+        f"{apart}*60={apart * 60} {apart * 60}+{over}={end - minutes}\n"
+        f"Check: {now.minute}+{over}={late_rest} {now.hour}+{apart}={late} ok"
     )
     step = Step("time now > clock", "clock", {})
     key = f"until,{now:%Y-%m-%dT%H:%M},{end}"
@@ -225,7 +230,7 @@ def _chained(rng: random.Random, now: datetime, level: int) -> Plan:
 
 
 PLANS: dict[int, Sequence[Callable[[random.Random, datetime, int], Plan]]] = {
-    1: (_plain, _plain, _now),
+    1: (_plain, _now),
     2: (_compound, _until),
     3: (_since, _chained),
     4: (_chained,),
