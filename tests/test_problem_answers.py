@@ -36,6 +36,17 @@ def test_arithmetic(name: str) -> None:
         assert problem.answer == str(right), problem
 
 
+def test_a_product_is_copied_before_its_factors_are_turned() -> None:
+    turned = 0
+    for problem in each("product"):
+        a, b = ints(problem.question)
+        first, second, *_ = problem.trace.split("\n")
+        assert first == f"{a}*{b}"
+        if len(str(a)) < len(str(b)):
+            turned += second == f"{b}*{a}"
+    assert turned > 10
+
+
 @pytest.mark.parametrize("name", ["sum", "difference", "product", "division", "story", "weekday", "dates"])
 def test_every_equation_of_a_trace_is_true(name: str) -> None:
     found = 0

@@ -5,6 +5,7 @@ nothing with the task. It knows no model.
 """
 
 import itertools
+import random
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from problem_samples import each, ints
 
 from deepfast.train.problems import verify
+from deepfast.train.problems.base import Language
 from deepfast.train.problems.countdown import MOST_LINES
 from deepfast.train.problems.expression import evaluate, shown
 from deepfast.train.problems.knights import Claim, worlds
 from deepfast.train.problems.river import GROUP_SIZES, Groups, Items, Search, replay, solvable
+from deepfast.train.problems.river_text import ITEMS, draw_names
 from deepfast.train.problems.sudoku import num_solutions, solutions
 
 # --- countdown ---
@@ -302,6 +305,19 @@ def test_conflicts_are_looked_up_in_the_order_of_the_question() -> None:
         assert re.search(order, problem.question), problem.question
         seen += 1
     assert seen > 20
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_items_have_names_that_were_never_listed(language: Language) -> None:
+    """So that copying a name is learned, not the names; what stands between two names is none of them."""
+    rng, listed, invented = random.Random(5), set(ITEMS[language]), 0
+    for _ in range(400):
+        names = draw_names(rng, 4, language)
+        assert len(set(names)) == 4 and not any(set("和跟、，+;") & set(name) for name in names)
+        new = [name for name in names if name not in listed]
+        assert all(name.isalpha() and name.isascii() == (language == "en") for name in new)
+        invented += bool(new)
+    assert 40 < invented < 200
 
 
 def test_back_lines_tell_the_trips_so_far() -> None:

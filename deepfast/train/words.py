@@ -1,5 +1,5 @@
-"""Words that mean nothing to their problem: common English words, pseudo-words, random strings of letters or of
-Chinese characters.
+"""Words that mean nothing to their problem: common English words, pseudo-words, random strings of letters
+or of Chinese characters.
 
 In: a `random.Random`. Out: one lower-case word of 2 to 12 letters, or 1 to 3 characters. It knows no problem,
 phrasing or split.
@@ -97,7 +97,8 @@ _CHARACTERS = bytes(
 
 def draw_characters(rng: random.Random) -> str:
     """Chinese characters that make no word, mostly two."""
-    return "".join(rng.choice(rng.choice((_EVERYDAY, _CHARACTERS))) for _ in range(rng.choice((1, 2, 2, 2, 3))))
+    length = rng.choice((1, 2, 2, 2, 3))
+    return "".join(rng.choice(rng.choice((_EVERYDAY, _CHARACTERS))) for _ in range(length))
 
 
 def draw_word(rng: random.Random) -> str:

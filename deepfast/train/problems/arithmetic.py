@@ -175,7 +175,8 @@ def make_product(rng: random.Random, level: int, language: Language) -> Draft:
     if rng.random() < 0.3:
         a, b = b, a
     x, y = (a, b) if len(str(a)) >= len(str(b)) else (b, a)
-    trace = [*product_lines(x, y), nines((x, y), "*", a * b)]
+    turned = [] if (x, y) == (a, b) else [f"{a}*{b}"]
+    trace = [*turned, *product_lines(x, y), nines((x, y), "*", a * b)]
     return Draft(ask(rng, PRODUCT, language, a=a, b=b), trace, str(a * b), _pair(a, b))
 
 
