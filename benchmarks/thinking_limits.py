@@ -1,6 +1,6 @@
 """What a limit on the thought does to the bundled model: budget, soft landing, minimum.
 
-In: held-out products, which it works out in some 90 tokens. Out: a line per setting: how thoughts ended,
+In: held-out products, which it works out in some 150 tokens. Out: a line per setting: how thoughts ended,
 their tokens, how often the answer is right; with --json, JSON in the last line. Does not know: speed.
 """
 
@@ -15,13 +15,13 @@ from deepfast.train.problems import Problem, sample, verify
 LEVEL = 3  # two digits times two
 SETTINGS = {
     "no limit": Thinking("on"),
-    **{f"budget {n}": Thinking("on", budget=n) for n in (16, 48, 80, 128)},
+    **{f"budget {n}": Thinking("on", budget=n) for n in (32, 64, 96, 128, 192)},
     **{
         f"budget {n}, soft landing {s}": Thinking("on", budget=n, soft_landing=s)
-        for n in (48, 80)
-        for s in (8, 16, 32)
+        for n in (64, 128)
+        for s in (16, 32)
     },
-    **{f"at least {n}": Thinking("on", min_tokens=n) for n in (128, 256)},
+    **{f"at least {n}": Thinking("on", min_tokens=n) for n in (192, 320)},
     "no thought": Thinking("off"),
 }
 

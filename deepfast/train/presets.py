@@ -123,6 +123,7 @@ SLOW_FIRST = {
     "river": 1.6,
 }
 # After pre-training: still more of what is wrong most often. First it would crowd out the rest (docs/log.md).
+# A small model has not learned its tasks by then: its cold start is long, and goes on teaching them.
 SLOWEST_MORE = {
     **SLOW_FIRST,
     **dict.fromkeys(("sum", "weekday"), 0.6),
