@@ -129,10 +129,10 @@ SLOWEST_MORE = {
     **dict.fromkeys(("sum", "weekday"), 0.6),
     "decimals": 0.5,
     "sudoku": 0.5,
-    **dict.fromkeys(("difference", "product"), 0.8),
+    "product": 1.4,
     **dict.fromkeys(("bases", "letters"), 1.0),
-    **dict.fromkeys(("spelling", "path", "knights"), 1.6),
-    **dict.fromkeys(("countdown", "story", "sorting"), 1.8),
+    **dict.fromkeys(("spelling", "path", "division"), 1.6),
+    **dict.fromkeys(("countdown", "story", "sorting", "knights"), 1.8),
     **dict.fromkeys(("dates", "backwards", "river"), 2.0),
 }
 GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
@@ -144,7 +144,7 @@ NANO = Preset(
     cold_start=Supervised(16_000_000, replace(COLD, tasks=SLOWEST_MORE), 2e-3, 8192, 2048, 640, decay=0.9),
     reasoning=Reinforced(16, 16, 8, 1e-4, 512, HARD, pool=256),
     fusion=Supervised(
-        12_000_000, replace(FUSED, tasks=SLOWEST_MORE), 1e-3, 8192, 2048, 640, decay=0.8, samples=200
+        10_000_000, replace(FUSED, tasks=SLOWEST_MORE), 1e-3, 8192, 2048, 640, decay=0.8, samples=200
     ),
     general=Reinforced(24, 16, 8, 5e-5, 512, GENERAL),
     distill=Distilled(

@@ -41,15 +41,17 @@ def times_digit_lines(a: int, digit: int) -> list[str]:
 
 
 def product_lines(a: int, b: int) -> list[str]:
-    """Digit by digit of b from the lowest, each partial product added to the total at once."""
-    lines = [f"{a}*{b}"] if b > 9 else []
-    total = 0
+    """Digit by digit of b from the lowest, each partial product added to the total at once. Before each stands
+    what is left of b: "841*64" after the 7 of 841*647."""
+    lines, total, left = [], 0, b
     for place, digit in enumerate(reversed(str(b))):
+        if left > 9:
+            lines.append(f"{a}*{left}")
         lines += times_digit_lines(a, int(digit))
         part = a * int(digit) * 10**place
         if place:
             lines += add_lines(part, total)
-        total += part
+        total, left = total + part, left // 10
     return lines
 
 
