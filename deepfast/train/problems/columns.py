@@ -41,8 +41,8 @@ def times_digit_lines(a: int, digit: int) -> list[str]:
 
 
 def product_lines(a: int, b: int) -> list[str]:
-    """Digit by digit of b from the lowest, each partial product added to the total at once. Before each stands
-    what is left of b: "841*64" after the 7 of 841*647."""
+    """Digit by digit of b from the lowest, each partial product added to the total at once. Before each
+    stands what is left of b: "841*64" after the 7 of 841*647."""
     lines, total, left = [], 0, b
     for place, digit in enumerate(reversed(str(b))):
         if left > 9:
