@@ -123,7 +123,6 @@ SLOW_FIRST = {
     "river": 1.6,
 }
 # After pre-training: still more of what is wrong most often. First it would crowd out the rest (docs/log.md).
-# A small model has not learned its tasks by then: its cold start is long, and goes on teaching them.
 SLOWEST_MORE = {
     **SLOW_FIRST,
     **dict.fromkeys(("sum", "weekday"), 0.6),
@@ -141,6 +140,7 @@ NANO = Preset(
     name="nano",
     shape=Shape(1024, 192, 8, 6, 3, 32, 384),
     pretrain=Supervised(81_920_000, replace(PLAIN, tasks=SLOW_FIRST), 5e-3, 8192, 2048, 640, decay=0.72),
+    # So small a model has not learned its tasks by now: its cold start goes on teaching them.
     cold_start=Supervised(16_000_000, replace(COLD, tasks=SLOWEST_MORE), 2e-3, 8192, 2048, 640, decay=0.9),
     reasoning=Reinforced(16, 16, 8, 1e-4, 512, HARD, pool=256),
     fusion=Supervised(
