@@ -187,6 +187,35 @@ def test_no_text_makes_a_verifier_raise(text: str) -> None:
             assert verify(problem, answer) in (True, False)
 
 
+@pytest.mark.parametrize(
+    "key, right, wrong",
+    [
+        (
+            "division:9628,54",
+            "178 r 16|178余16|商178余16|商是178,余数是16|商:178; 余数:16|quotient 178, remainder 16"
+            "|The quotient is 178 and the remainder is 16|178 remainder 16",
+            "178|178 r 15|178 16|178商余16|余16|quotient 16, remainder 178",
+        ),
+        ("division:12,4", "3|3 r 0|商3", "3 r 1|4"),
+        (
+            "knights:x|and.1120,same.0020,and.0010|A,B,C",
+            "A: knave, B: knave, C: knight|A is a knave, B is a knave, and C is a knight"
+            "|A: liar and B: liar and C: truth-teller|C是骑士、A是无赖、B是无赖",
+            "A: knave, B: knave, C: knave|A: knave, and B: knave|A: knave, A: knave, B: knave, C: knight|and",
+        ),
+        ("river:a|wolf,goat,cabbage|12,23|1", "Goat; -; wolf; GOAT; cabbage; -; goat", "goat; wolf|Dog"),
+        ("tools:x|2026-11-23T10:00|25223374137", "25223374137|25,223,374,137", "25,223,374,13|25,22,3374137"),
+        ("tools:x|2026-11-23T10:00|3, 14", "3, 14|3,14|3 , 14", "314|14, 3"),
+    ],
+)
+def test_whoever_says_it_in_other_words_is_right_too(key: str, right: str, wrong: str) -> None:
+    task, _, rest = key.partition(":")
+    for answer in right.split("|"):
+        assert TASKS[task].judge(rest, said(answer) or ""), answer
+    for answer in wrong.split("|"):
+        assert not TASKS[task].judge(rest, said(answer) or ""), answer
+
+
 def test_what_a_text_says() -> None:
     assert said("a \\boxed{12} b \\boxed{12}") == "12"
     assert said("\\boxed{1} \\boxed{2}") is None

@@ -105,7 +105,7 @@ def tool_use(
     **_: Any,
 ) -> Rewards:
     """For problems with tools: a third each for calls that can be read, calls that a tool could run, and an
-    answer that rests on a result. None for others."""
+    answer that is right, or says what the last result said. None for others."""
     outcomes = results or [()] * len(completions)
     return [
         None if p is None or not p.tools else _tool_facts(p, list(each), list(got)) / _FACTS
@@ -124,8 +124,13 @@ def _tool_facts(problem: Problem, turns: list[str], results: list[str]) -> int:
     if any(name not in offered for name, _ in calls) or len(ran) < len(calls):
         return 1
     reply = turns[-1] if not found[-1] and turns[-1].endswith(END) else ""
-    told = {value for result in results for value in _values(result)}
-    return 3 if reply and (is_correct(problem, reply) or any(value in reply for value in told)) else 2
+    return 3 if reply and (is_correct(problem, reply) or _repeats(reply, results[-1])) else 2
+
+
+def _repeats(reply: str, result: str) -> bool:
+    """Is a value of the result said in the reply, whole?"""
+    whole = (rf"(?<![\w.,-]){re.escape(value)}(?!\w|[.,][0-9])" for value in _values(result))
+    return any(re.search(value, reply, re.ASCII) for value in whole)
 
 
 def _values(result: str) -> list[str]:

@@ -232,10 +232,13 @@ def judge_product(key: str, answer: str) -> bool:
 
 
 def judge_division(key: str, answer: str) -> bool:
-    """ "17 r 3", "17 remainder 3", "17余3"; the remainder must be said, unless it is zero."""
+    """ "17 r 3", "quotient 17, remainder 3", "商17余3"; the remainder must be said, unless it is zero."""
     a, b = _numbers(key)
     parts = re.fullmatch(
-        r"([0-9]+)(?:,? *(?:r|R|rem|remainder|with remainder|余|余数|商余)[:=]? *([0-9]+))?", answer
+        r"(?:(?:the )?quotient(?: is)?|商[是为]?)?[:=]? *([0-9]+)"
+        r"(?:[,;]? *(?:and )?(?:r|rem|(?:with )?(?:the )?remainder(?: is)?|余数?[是为]?)[:=]? *([0-9]+))?",
+        answer,
+        re.IGNORECASE,
     )
     return parts is not None and (parts[1], parts[2] or "0") == (str(a // b), str(a % b))
 

@@ -255,7 +255,7 @@ def judge(key: str, answer: str) -> bool:
     (roles,) = worlds(claims)
     people = names.split(",")
     told: dict[str, int] = {}
-    for part in re.split(r" *(?:,|;|\n|\band\b|、) *", answer):
+    for part in re.split(r" *(?:[,;、]|\n|\band\b)(?: *and\b)? *", answer):
         found = re.fullmatch(r"(\w+)(?: is an? | is |: ?|=|是)([\w-]+)", part.strip())
         if found is None or found[1] not in people or found[1] in told:
             return False

@@ -309,7 +309,8 @@ def _cargo(trip: str, names: Sequence[str]) -> Cargo | None:
         return (int(counts[1]), int(counts[2])) if counts else None
     if trip.lower() in _NOTHING:
         return ()
-    items = [name.strip() for name in trip.split("+")]
+    names = [name.lower() for name in names]
+    items = [name.strip() for name in trip.lower().split("+")]
     if len(set(items)) < len(items) or not set(items) <= set(names):
         return None
     return tuple(sorted(names.index(item) + 1 for item in items))

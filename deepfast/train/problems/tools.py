@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from deepfast.train.problems.arithmetic import number
+from deepfast.train.problems.arithmetic import judge_number, number
 from deepfast.train.problems.base import Draft, Language, Problem, Task, ask
 from deepfast.train.problems.dates import WEEKDAYS, judge_date, judge_weekday
 from deepfast.train.problems.expression import evaluate, shown
@@ -280,6 +280,8 @@ def judge(key: str, answer: str) -> bool:
         return judge_weekday(f"{days.index(right)}+0", answer)
     if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", right):
         return judge_date(f"{right},0|on", answer)
+    if re.fullmatch(r"-?[0-9]+", right):
+        return judge_number(int(right), answer)
     return re.sub(r" *, *", ", ", answer) == right
 
 
