@@ -15,7 +15,7 @@ from deepfast.train import measure
 from deepfast.train.card import Place, Settings
 from deepfast.train.card_text import END, START, card, percent, write_between
 from deepfast.train.measure import CASES, Share, Talk, wilson
-from deepfast.train.problems import Problem, is_held_out, sample
+from deepfast.train.problems import Problem, is_held_out, river, sample
 from deepfast.train.talk import small_talk
 from deepfast.types import (
     Completion,
@@ -85,6 +85,20 @@ def test_held_out_problems_are_held_out_and_the_same_again() -> None:
     assert problems == measure.held_out("sum", 10, 3) != measure.held_out("sum", 10, 4)
     assert all(is_held_out(problem.key) for problem in problems)
     assert [problem.language for problem in problems] == ["en", "zh"] * 5
+
+
+def test_no_two_problems_are_alike_and_there_may_be_fewer() -> None:
+    problems = measure.held_out("bases", 60, 0)
+    assert len({problem.key for problem in problems}) == len(problems) == 60
+    few = measure.held_out("bases", 30, 0, level=1)
+    assert 0 < len({problem.key for problem in few}) == len(few) < 30
+
+
+def test_new_crossings_have_unseen_conflicts_and_names() -> None:
+    for problem in measure.held_out("river", 6, 0, only=river.is_new):
+        conflicts, *names = problem.key.partition("|")[0].split(" ")
+        assert conflicts.startswith("river:items.") and is_held_out(conflicts)
+        assert any(is_held_out(f"river:{name}") for name in names)
 
 
 def test_tools_are_played_to_the_end_with_real_results() -> None:
@@ -170,11 +184,12 @@ def test_loops_are_repeated_and_endless_thoughts() -> None:
     assert measure.loops([Talk([], measure.Thinking(), said=said)]) == (2, 3)
 
 
-def test_a_refusal_says_what_it_can_do() -> None:
-    assert measure.refuses("I am a small demonstration model; I can add numbers.")
+def test_a_refusal_says_what_it_cannot_do() -> None:
+    assert measure.refuses("I am a small demonstration model; I can only add numbers.")
     assert measure.refuses("抱歉，我只会做算术。")
     assert not measure.refuses("I can say: \\boxed{Paris}")
-    assert not measure.refuses("Paris")
+    for answer in ("Paris", "I can tell you: Paris.", "我会推荐《活着》。", "我能。秋天来了"):
+        assert not measure.refuses(answer)
 
 
 COST = {"tokens": 2500000, "seconds": 600.0, "steps": 1200, "machine": "a laptop"}
@@ -215,7 +230,7 @@ def test_the_card_says_everything_that_was_measured() -> None:
     assert (
         "| 32 | 100.0 % (51.0 to 100.0) | 8 |" in text and "1 of 1 doublings raise the accuracy; none" in text
     )
-    assert "| **mode followed** | 90.0 % (81.5 to 94.8) |" in text
+    assert "| **mode followed** | 90.0 % (81.5 to 94.8) | 72 of 80 |" in text
     assert "float32: 12 of 12 prompts" in text
     assert "| 2.50 M | 1,200 | 10 min |" in text and "Trained on: a laptop." in text
     assert "knights, one size larger:\n\n````text\nquestion: " in text

@@ -20,7 +20,7 @@ from deepfast.config import EngineConfig
 from deepfast.engine.llm import LLM
 from deepfast.train import measure
 from deepfast.train.measure import MODES, Share, Talk, of
-from deepfast.train.problems import HARD, TASKS, Split
+from deepfast.train.problems import HARD, TASKS, Problem, Split, river
 from deepfast.train.stage import STAGES, Stage, fingerprint
 from deepfast.types import ModelError, SamplingParams, UsageError
 
@@ -129,14 +129,12 @@ def _accuracy(llm: LLM, settings: Settings, tasks: Sequence[str]) -> Results:
     if "sum" in tasks:
         promised["sums of numbers up to 6 digits"] = _right(found["sum", "test", "think"])
     if "product" in tasks:
-        three = measure.held_out(
-            "product", settings.count, settings.seed, "test", TASKS["product"].levels[-1]
-        )
-        talks = [measure.ask(problem, "think", number) for number, problem in enumerate(three)]
-        measure.play(llm, talks)
+        largest = TASKS["product"].levels[-1]
+        talks = _asked(llm, measure.held_out("product", settings.count, settings.seed, level=largest))
         promised["products of 3 by 3 digits"] = _right(talks)
     if "river" in tasks:
-        promised["river crossing, unseen names and conflicts"] = _right(found["river", "test", "think"])
+        talks = _asked(llm, measure.held_out("river", settings.count, settings.seed, only=river.is_new))
+        promised["river crossings, conflicts unseen and a name too"] = _right(talks)
     return {
         "rows": rows_of(found),
         "promises": promised,
@@ -145,6 +143,12 @@ def _accuracy(llm: LLM, settings: Settings, tasks: Sequence[str]) -> Results:
         "tools": _tools(found),
         "failures": failures(found),
     }
+
+
+def _asked(llm: LLM, problems: Sequence[Problem]) -> list[Talk]:
+    talks = [measure.ask(problem, "think", number) for number, problem in enumerate(problems)]
+    measure.play(llm, talks)
+    return talks
 
 
 def _longest(found: Mapping[tuple[str, str, str], Sequence[Talk]]) -> int:
@@ -169,11 +173,15 @@ def rows_of(found: Mapping[tuple[str, str, str], Sequence[Talk]]) -> list[Result
 
 
 def _tools(found: Mapping[tuple[str, str, str], Sequence[Talk]]) -> Results:
-    talks = [talk for (task, split, _), of_task in found.items() if task == "tools" for talk in of_task]
+    sides: dict[str, list[Talk]] = {split: [] for split in SPLITS}
+    for (task, split, _), talks in found.items():
+        sides[split] += talks if task == "tools" else []
+    every = [talk for talks in sides.values() for talk in talks]
     return {
-        "valid calls": Share(sum(t.valid_calls for t in talks), sum(t.calls for t in talks)),
-        "problems with a call": of(t.calls > 0 for t in talks),
-        "right after the results": of(t.right for t in talks if t.calls > 0),
+        "valid calls": Share(sum(t.valid_calls for t in every), sum(t.calls for t in every)),
+        "problems with a call": of(t.calls > 0 for t in every),
+        "right after the results, held out": of(t.right for t in sides["test"] if t.calls > 0),
+        "right after the results, one size larger": of(t.right for t in sides["ood"] if t.calls > 0),
     }
 
 

@@ -15,6 +15,11 @@ from deepfast.types import ModelError
 
 START, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 PICTURES = {"accuracy": "card_accuracy.png", "budget": "card_budget.png"}
+ENFORCED = (
+    "As Deepfast serves it: `enable_thinking` opens the thought or closes it, and a tool call that was "
+    "begun can only become a valid one. What flags ask for, whether a tool is called, with what, and what is "
+    "made of the result is left to the model."
+)
 SPLIT_NAMES = {"test": "held out", "ood": "one size larger"}
 
 
@@ -61,11 +66,14 @@ def _accuracy(results: Results, pictures: bool) -> str:
     head = [f"{name}, {mode}" for name in SPLIT_NAMES.values() for mode in ("think", "no_think")]
     thinking, without = (pooled(rows, "test", mode, True) for mode in ("think", "no_think"))
     worth = f"; on them thinking is worth {100 * (thinking.rate - without.rate):+.1f} points"
+    scarce = {row["task"]: row["think"][1] for row in rows if row["think"][1] < count}
+    fewer = f" There are only {', '.join(f'{n} of {task}' for task, n in scarce.items())}." if scarce else ""
     text = [
         "### Accuracy",
-        f"{count} problems for each number, half English, half Chinese, sampled at the defaults of each "
-        "mode; in brackets 95 % Wilson intervals. Tasks in bold (the hard ones) need search or long "
-        f"arithmetic{worth if thinking.total else ''}.",
+        f"{count} problems for each number, no two alike, half English, half Chinese, sampled at the "
+        "defaults of each mode; in brackets 95 % Wilson intervals. Held out is what has a number, a word, a "
+        "name or a puzzle that training never had; one size larger is the level above. Tasks in bold (the "
+        f"hard ones) need search or long arithmetic{worth if thinking.total else ''}.{fewer}",
         _table(["task", *head, "mean thinking tokens"], lines),
     ]
     promises = results["accuracy"]["promises"]
@@ -104,11 +112,12 @@ def _rate(point: Results) -> float:
 def _behaviour(results: Results) -> str:
     modes = results["modes"]
     every = Share(sum(s[0] for s in modes.values()), sum(s[1] for s in modes.values()))
-    lines = [["**mode followed**", percent(every)], *([name, percent(s)] for name, s in modes.items())]
-    lines.append(["thoughts that loop or never end", percent(results["accuracy"]["loops"])])
-    lines += [[f"tools: {name}", percent(s)] for name, s in results["accuracy"]["tools"].items()]
-    lines.append(["questions outside its field refused", percent(results["refusals"])])
-    text = ["### Behaviour", _table(["what", "share"], lines)]
+    shares = {"**mode followed**": every, **modes}
+    shares["thoughts that loop or never end"] = results["accuracy"]["loops"]
+    shares |= {f"tools: {name}": share for name, share in results["accuracy"]["tools"].items()}
+    shares["questions outside its field refused"] = results["refusals"]
+    lines = [[name, percent(share), f"{share[0]:,} of {share[1]:,}"] for name, share in shares.items()]
+    text = ["### Behaviour", ENFORCED, _table(["what", "share", "counted"], lines)]
     if same := results.get("same_tokens"):
         text.append(f"Same greedy tokens in transformers, float32: {same[0]} of {same[1]} prompts.")
     return "\n\n".join(text)
@@ -121,7 +130,9 @@ def _stages(stages: Sequence[Results]) -> str:
         cells = [percent(stage[mode][part]) for part in ("all", "hard") for mode in ("think", "no_think")]
         lines.append([stage["stage"], *cells, *_cost(cost)])
     head = ["stage", "all, think", "all, no_think", "hard, think", "hard, no_think"]
-    note = "The same held-out problems after each stage."
+    note = (
+        "The same held-out problems after each stage, asked in the chat format that pre-training never saw."
+    )
     machines = list(dict.fromkeys(str(s["cost"]["machine"]) for s in stages if s["cost"].get("machine")))
     note += f" Trained on: {'; '.join(machines)}." if machines else ""
     table = _table([*head, "tokens", "steps", "time"], lines)

@@ -7,17 +7,18 @@ files and no pictures: see card.py.
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from deepfast.train.documents import FLAG
-from deepfast.train.problems import TASKS, Language, Problem, Split, sample, verify
+from deepfast.train.problems import LANGUAGES, TASKS, Language, Problem, Split, sample, verify
 from deepfast.train.problems.tools import execute
 from deepfast.types import Completion, ContextError, Message, Mode, SamplingParams, Thinking, ToolCall
 
 AT_ONCE = 512  # conversations handed to the engine together; its configuration says how many run
 MAX_ROUNDS = 6  # of tool calls
+TRIES = 100  # draws for each problem, where most are known already
 MODES: dict[str, Mode] = {"think": "on", "no_think": "off"}
 
 
@@ -98,11 +99,24 @@ def of(found: Iterable[bool]) -> Share:
 
 
 def held_out(
-    task: str, count: int, seed: int, split: Split = "test", level: int | None = None
+    task: str,
+    count: int,
+    seed: int,
+    split: Split = "test",
+    level: int | None = None,
+    only: Callable[[Problem], bool] = lambda _: True,
 ) -> list[Problem]:
-    """Problems that training never saw, half in English, half in Chinese; equal calls, equal problems."""
+    """Problems that training never saw, no two alike, half in English, half in Chinese; equal calls, equal
+    problems. Fewer than `count` where there are hardly more."""
     rng = random.Random(f"{task} {split} {seed} {level}")
-    return [sample(task, rng, split, level, "zh" if number % 2 else "en") for number in range(count)]
+    found: dict[str, Problem] = {}
+    for _ in range(TRIES * count):
+        problem = sample(task, rng, split, level, LANGUAGES[len(found) % 2])
+        if only(problem):
+            found.setdefault(problem.key, problem)
+        if len(found) == count:
+            break
+    return list(found.values())
 
 
 def play(llm: Model, talks: Sequence[Talk], max_tokens: int | None = None) -> None:
@@ -294,22 +308,21 @@ OUTSIDE = (
 )  # fmt: skip
 _SORRY = (
     "demonstration",
-    "i can ",
-    "i only",
+    "i can only",
     "i cannot",
     "i can't",
     "sorry",
     "演示",
-    "我只",
-    "我能",
-    "我会",
+    "我只能",
+    "我只会",
     "抱歉",
-    "我不",
+    "我不能",
+    "我不会",
 )
 
 
 def refuses(text: str) -> bool:
-    """It says what it is, or what it can do, and puts no answer into a box."""
+    """It says what it is, or that it cannot, and puts no answer into a box."""
     return "\\boxed" not in text and any(word in text.lower() for word in _SORRY)
 
 

@@ -72,10 +72,9 @@ THINGS: dict[Language, tuple[str, ...]] = {
     "zh": tuple(_THINGS_ZH.split()),
 }
 REPLY: dict[Language, str] = {
-    "en": "I am a {size} demonstration model of Deepfast; I can only calculate, work with letters, numbers and "
-    "dates, solve small puzzles, and call tools.",
-    "zh": "我是Deepfast的演示模型，只有{size}参数；"
-    "我只会计算，处理字母、数字和日期，解小谜题，调用工具。",
+    "en": "I am a {size} demonstration model of Deepfast; I can only calculate, work with letters, numbers "
+    "and dates, solve small puzzles, and call tools.",
+    "zh": "我是Deepfast的演示模型，只有{size}参数；我只会计算，处理字母、数字和日期，解小谜题，调用工具。",
 }
 THOUGHT: dict[Language, str] = {"en": "No problem to solve.", "zh": "没有要解的题。"}
 

@@ -94,8 +94,15 @@ class Task:
 
 def is_held_out(key: str) -> bool:
     """True for problems that training never sees: those with an atom that hashes to one value in sixteen."""
-    atoms = key.partition(":")[2].partition("|")[0]
-    return any(hashlib.sha256(atom.encode()).digest()[0] % HELD_OUT_ONE_IN == 0 for atom in atoms.split(" "))
+    return any(is_atom_held_out(atom) for atom in atoms_of(key))
+
+
+def atoms_of(key: str) -> list[str]:
+    return key.partition(":")[2].partition("|")[0].split(" ")
+
+
+def is_atom_held_out(atom: str) -> bool:
+    return hashlib.sha256(atom.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
 def boxed(answer: str) -> str:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from deepfast.train.problems.base import Draft, Language, Task
+from deepfast.train.problems.base import Draft, Language, Problem, Task, atoms_of, is_atom_held_out
 from deepfast.train.problems.river_text import GROUPS, IMPOSSIBLE, draw_names, group_question, item_question
 
 Pairs = tuple[tuple[int, int], ...]
@@ -274,6 +274,12 @@ def _group_draft(
     trips = [f"{a}+{b}" for a, b in search.trips]
     sizes = f"{puzzle.first}.{puzzle.second}.{puzzle.boat}"
     return Draft(question, lines, "; ".join(trips) or IMPOSSIBLE[language], f"groups.{sizes},{x},{y}|{sizes}")
+
+
+def is_new(problem: Problem) -> bool:
+    """Items whose conflicts, however numbered, are held out, and the name of one of them too."""
+    conflicts, *names = map(is_atom_held_out, atoms_of(problem.key))
+    return conflicts and any(names)
 
 
 # --- judging ---
