@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from deepfast.backend.quant import GROUP_SIZE, quantise_q8
 from deepfast.model.hub import BUNDLED, resolve
@@ -34,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(run: Run) -> None:
     """Writes the directory; weights last."""
+    from safetensors.numpy import save_file
+
     args = run.args
     start = resolve(args.model) if args.model else Stage(run.work, "bundle").require("general")
     file, config = start / "model.safetensors", {}
@@ -60,6 +60,8 @@ def main(run: Run) -> None:
 def quantised_tensors(file: Path) -> dict[str, NDArray[Any]]:
     """Every matrix NAME becomes NAME.q8 and NAME.scales; norms stay float32. A head that repeats the
     embedding is left out."""
+    from safetensors import safe_open
+
     made: dict[str, NDArray[Any]] = {}
     with safe_open(file, "pt") as tensors:
         names = set(tensors.keys()) - {"lm_head.weight"}

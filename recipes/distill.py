@@ -17,7 +17,7 @@ from deepfast.train.answers import Teacher, known_tasks, read_answers
 from deepfast.train.commands import Run, already_made, run_recipe
 from deepfast.train.presets import SAMPLERS, Preset, check_sampler
 from deepfast.train.publish import publish
-from deepfast.train.stage import Stage, cpu_threads, num_processes
+from deepfast.train.stage import Stage, cpu_threads, fingerprint, num_processes
 from deepfast.types import UsageError
 
 PARTS = ("answers", "off-policy", "on-policy")
@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", choices=PARTS, help="do one part and stop")
     parser.add_argument("--rollouts", choices=SAMPLERS, help="who samples the student's answers")
-    parser.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="default: all")
+    parser.add_argument(
+        "--tasks", nargs="*", default=[], metavar="TASK", help="default: the preset's, and tools"
+    )
     parser.add_argument(
         "--micro-batch", type=int, default=8, metavar="N", help="answers in one pass of a device"
     )
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(run: Run) -> None:
     """Does the parts that are not done yet."""
     preset, args, stage = run.preset, run.args, Stage(run.work, "distill")
-    tasks = known_tasks(args.tasks)
+    tasks = known_tasks(args.tasks, dict.fromkeys((*preset.distill.off_policy.mixture.tasks, "tools")))
     if args.micro_batch < 1:
         raise UsageError(f"--micro-batch {args.micro_batch} is below 1. Give at least 1.")
     if already_made(stage):
@@ -52,16 +54,18 @@ def main(run: Run) -> None:
         raise UsageError(
             f"preset {preset.name} has no shape for a student. Name a checkpoint: --student DIR."
         )
-    stage.begin(teacher, preset.name)
+    start = distillation.checkpoint_of(args.student) if args.student else None
+    asked = {"student": fingerprint(start) if start else None, "tasks": list(tasks), "seed": args.seed}
+    stage.begin(teacher, preset.name, **asked)
     student = Stage(stage.run, "off_policy")
     if args.only == "answers" or (args.only is None and not student.done):
         write_answers(stage, preset, teacher, tasks, args.seed)
     if args.only in (None, "off-policy") and not student.done:
-        learn_answers(stage, student, preset, teacher, args.student, len(tasks))
+        learn_answers(stage, student, preset, teacher, start, len(tasks))
     if args.only in (None, "on-policy"):
         if not student.done:
             raise UsageError(f"{student.directory} is not there. Run --only off-policy first.")
-        learn_on_policy(stage, student.directory, preset, teacher, args)
+        learn_on_policy(stage, student, preset, teacher, tasks, args)
 
 
 def write_answers(stage: Stage, preset: Preset, teacher: Path, tasks: tuple[str, ...], seed: int) -> None:
@@ -81,7 +85,7 @@ def write_answers(stage: Stage, preset: Preset, teacher: Path, tasks: tuple[str,
 
 
 def learn_answers(
-    stage: Stage, made: Stage, preset: Preset, teacher: Path, student: str | None, num_tasks: int
+    stage: Stage, made: Stage, preset: Preset, teacher: Path, start: Path | None, num_tasks: int
 ) -> None:
     """Off-policy: fine-tune the student on the answers."""
     from deepfast.train.supervised import new_model, start_from, train
@@ -94,8 +98,7 @@ def learn_answers(
             f"none of the teacher's answers is right and at most {longest} tokens long: there is nothing to "
             "learn. Name another teacher, easier tasks, or raise `longest` in the preset."
         )
-    if student is not None:
-        start = distillation.checkpoint_of(student)
+    if start is not None:
         distillation.check_shared_tokenizer(teacher, start)
         model = start_from(start)
     else:
@@ -106,7 +109,12 @@ def learn_answers(
 
 
 def learn_on_policy(
-    stage: Stage, student: Path, preset: Preset, teacher: Path, args: argparse.Namespace
+    stage: Stage,
+    student: Stage,
+    preset: Preset,
+    teacher: Path,
+    tasks: tuple[str, ...],
+    args: argparse.Namespace,
 ) -> None:
     """On-policy: the student answers and learns the teacher's distribution. Writes the checkpoint."""
     import torch
@@ -117,11 +125,11 @@ def learn_on_policy(
         distillation.engine_rollout(teacher, preset.distill, cpu_threads()) if kind == "deepfast" else None
     )
     trainer = distillation.on_policy(
-        student,
+        student.directory,
         teacher,
         stage,
         preset.distill,
-        tasks=known_tasks(args.tasks),
+        tasks=tasks,
         micro_batch=args.micro_batch,
         seed=args.seed,
         rollout=rollout,
@@ -129,6 +137,8 @@ def learn_on_policy(
         bfloat16=torch.cuda.is_available() and preset.precision == "bfloat16",
     )
     publish(trainer, teacher, stage)
+    if trainer.is_world_process_zero():
+        stage.add_cost(student)
     print(f"written to {stage.directory}")
 
 

@@ -1,8 +1,8 @@
 """All stages in their order, then the card: `python recipes/train_nano.py --preset mini`.
 
 In: a preset that starts from random weights. Out: every WORK/STAGE, and a model card in the last. Supervised
-stages run as one process per CPU, which no barrier holds up inside a step. Started again after a kill, it
-goes on where it was.
+stages run as one process per GPU or, without one, per CPU, which no barrier holds up inside a step. Started
+again after a kill, it goes on where it was.
 """
 
 import argparse
@@ -32,7 +32,7 @@ KEEP_PAGES = ":".join(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What this recipe is asked beside the preset."""
     parser.add_argument(
-        "--processes", type=int, help="of supervised stages (default: one per CPU; 1, 2 or 4)"
+        "--processes", type=int, help="of supervised stages (default: one per GPU, else per CPU: 1, 2 or 4)"
     )
     parser.add_argument("--until", choices=ORDER, help="the last stage; no card is made")
     parser.add_argument("--count", type=int, default=100, help="problems per task of the card (0: no card)")
@@ -47,7 +47,9 @@ def main(run: Run) -> None:
         )
     processes = args.processes
     if processes is None:
-        processes = 1 << (min(4, available_cpus()).bit_length() - 1)
+        import torch
+
+        processes = torch.cuda.device_count() or 1 << (min(4, available_cpus()).bit_length() - 1)
     if processes < 1:
         raise UsageError(f"--processes {processes} is below 1. Give at least 1.")
     if args.count < 0:

@@ -305,6 +305,9 @@ def test_results_of_tools() -> None:
     assert execute(problem, "calculator", {"expression": "1/0"}).startswith("Error")
     assert execute(problem, "calculator", {}).startswith("Error")
     assert execute(problem, "search", {}).startswith("Error: there is no tool")
+    other = next(p for p in tool_problems() if "weather" in str(p.tools))
+    assert execute(other, "weather", {"city": "Oslo"}) == "Error: the tool is out of order"
+    assert execute(other, "weather", {"town": "Oslo"}) == "Error: weather takes city"
     today, later = (json.loads(execute(problem, "clock", wish)) for wish in ({}, {"zone": "+8"}))
     assert today["date"] < later["date"] and later["time"][:2] == "07"
     assert execute(problem, "clock", {"zone": "+99"}).startswith("Error")
@@ -316,3 +319,21 @@ def test_the_command_shows_and_measures(language: Language, capsys: pytest.Captu
     assert "</think>" in capsys.readouterr().out
     main(["sum", "--count", "5"])
     assert capsys.readouterr().out.count("| sum |") == 7
+
+
+@pytest.mark.parametrize(
+    "wish, says",
+    [
+        (["golf"], "no task golf"),
+        (["--count", "0"], "--count 0 is below 1"),
+        (["--show", "-3"], "--show -3 is below 0"),
+        (["river", "--show", "1", "--level", "9"], "river has no level 9"),
+        (["sum", "--level", "2"], "--level chooses what --show N prints"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    wish: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(wish)
+    assert stopped.value.code == 2 and says in capsys.readouterr().err

@@ -87,6 +87,7 @@ def test_rows_are_different_problems_of_one_side() -> None:
         assert [row["extra_info"]["index"] for row in made] == list(range(40))
         assert sum(row["ability"] == "sum" for row in made) == 20
         asked = {row["extra_info"]["thinking"]: row["prompt"][0]["content"] for row in made}
+        assert all("\\boxed{}" in text for text in asked.values())
         assert asked[False].endswith(" /no_think") and "think" not in asked[True]
         assert made == list(verl.rows(names, 40, split, 0, thinking=0.5))
 

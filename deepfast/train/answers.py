@@ -7,7 +7,7 @@ accept are kept (rejection sampling), and only in the mode that was asked for. I
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,11 +61,11 @@ def in_mode(problem: Problem, rng: random.Random, thinking: bool) -> Asked:
     return Asked(problem, thinking, messages, None if thinking or flagged else False)
 
 
-def known_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """All tasks for none named. Raises UsageError for one that there is not."""
+def known_tasks(names: Sequence[str], default: Iterable[str] = TASKS) -> tuple[str, ...]:
+    """The default for none named. Raises UsageError for one that there is not."""
     if unknown := [name for name in names if name not in TASKS]:
         raise UsageError(f"there is no task {unknown[0]!r}. There are {', '.join(TASKS)}.")
-    return tuple(names) or tuple(TASKS)
+    return tuple(names) or tuple(default)
 
 
 def keeps_mode(asked: Asked, text: str) -> bool:

@@ -52,10 +52,11 @@ class Stage:
             )
         return earlier.directory
 
-    def begin(self, start: Path, preset: str) -> None:
-        """Makes run/ and writes down what it starts from. Raises UsageError where it was begun otherwise."""
+    def begin(self, start: Path, preset: str, **asked: object) -> None:
+        """Makes run/ and writes down what it starts from, and what else was asked of it. Raises UsageError
+        where it was begun otherwise."""
         self.open_logs()
-        begun, now = self.run / "begun.json", {"preset": preset, "start": fingerprint(start)}
+        begun, now = self.run / "begun.json", {"preset": preset, "start": fingerprint(start), **asked}
         if begun.exists():
             before = json.loads(begun.read_text(encoding="utf-8"))
             if changed := [key for key, value in now.items() if before.get(key) != value]:
@@ -72,6 +73,12 @@ class Stage:
         """
         self.run.mkdir(parents=True, exist_ok=True)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.run / "tensorboard")
+
+    def add_cost(self, other: "Stage") -> None:
+        """Counts a stage that was part of this one."""
+        mine, its = self.cost(), other.cost()
+        tokens, steps = (int(mine.get(key, 0)) + int(its.get(key, 0)) for key in ("tokens", "steps"))
+        self.write_cost(tokens, steps, its.get("seconds", 0.0))
 
     def states(self) -> list[Path]:
         """The resumable states, oldest first."""

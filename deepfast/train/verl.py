@@ -17,7 +17,7 @@ from typing import Any
 
 from deepfast.train.answers import Asked, keeps_mode, known_tasks
 from deepfast.train.documents import FLAG
-from deepfast.train.problems import TASKS, Problem, Split, sample, verify
+from deepfast.train.problems import TASKS, Language, Problem, Split, sample, verify
 from deepfast.types import UsageError
 
 VERSION = "0.9.1"
@@ -29,6 +29,12 @@ from deepfast.train.verl import compute_score
 __all__ = ["compute_score"]
 '''
 
+
+BOXED: dict[Language, str] = {
+    "en": "Put your final answer within \\boxed{}.",
+    "zh": "请将最终答案写在\\boxed{}中。",
+}
+"""As Qwen's model cards ask: who has not learned our form answers in prose, which no verifier reads."""
 
 GRPO = """# GRPO with verifiable rewards, for verl {version}. Written by recipes/export_verl.py.
 # {command}
@@ -139,10 +145,10 @@ def rows(
 
 def row(problem: Problem, split: Split, index: int, thinking: bool) -> dict[str, Any]:
     """One problem as verl reads it."""
-    flag = "" if thinking else f" {FLAG[False]}"
+    asked = f"{problem.question} {BOXED[problem.language]}"
     return {
         "data_source": f"{SOURCE}{problem.task}",
-        "prompt": [{"role": "user", "content": problem.question + flag}],
+        "prompt": [{"role": "user", "content": asked if thinking else f"{asked} {FLAG[False]}"}],
         "ability": problem.task,
         "reward_model": {"style": "rule", "ground_truth": problem.answer},
         "extra_info": {

@@ -103,6 +103,10 @@ def test_a_stage_begun_otherwise_is_refused(checkpoint: Path, tmp_path: Path) ->
         stage.begin(checkpoint, "mini")
     with pytest.raises(UsageError, match="begun with another start"):
         stage.begin(BUNDLED, "nano")
+    other = Stage(tmp_path, "distill")
+    other.begin(checkpoint, "nano", tasks=["sum"], seed=0)
+    with pytest.raises(UsageError, match="begun with another tasks"):
+        other.begin(checkpoint, "nano", tasks=["product"], seed=0)
 
 
 @pytest.mark.parametrize(

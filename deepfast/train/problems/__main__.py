@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from deepfast.train.problems import TASKS, Problem, is_held_out, sample
+from deepfast.types import UsageError
 
 
 def thought(problem: Problem) -> str:
@@ -47,21 +48,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="default: all")
     parser.add_argument("--count", type=int, default=1000, help="problems per level to measure")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print N problems per task instead")
-    parser.add_argument("--split", choices=("train", "test", "ood"), default="train")
+    parser.add_argument("--split", choices=("train", "test", "ood"), help="default: train")
     parser.add_argument("--level", type=int)
     parser.add_argument("--language", choices=("en", "zh"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="default: 0")
     args = parser.parse_args(arguments)
     if unknown := set(args.tasks) - set(TASKS):
         parser.error(f"no task {sorted(unknown)[0]}; there are {', '.join(TASKS)}")
-    if args.count < 1:
-        parser.error(f"--count {args.count} is below 1")
-    rng = random.Random(args.seed)
+    for name, value, least in (("--count", args.count, 1), ("--show", args.show, 0)):
+        if value < least:
+            parser.error(f"{name} {value} is below {least}")
+    rng = random.Random(args.seed or 0)
     if args.show:
         for name in args.tasks or TASKS:
             for _ in range(args.show):
-                print(show(sample(name, rng, args.split, args.level, args.language)))
+                try:
+                    print(show(sample(name, rng, args.split or "train", args.level, args.language)))
+                except UsageError as error:  # a level that the task has not
+                    parser.error(str(error))
         return
+    if chosen := [name for name in ("split", "level", "language", "seed") if getattr(args, name) is not None]:
+        parser.error(
+            f"--{chosen[0]} chooses what --show N prints; the table has every level and both languages"
+        )
     print("| task | level | characters of thought, mean | 95 % | of question | problems/s | held out |")
     print("|---|---|---|---|---|---|---|")
     for name in args.tasks or TASKS:

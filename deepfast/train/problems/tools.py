@@ -88,12 +88,12 @@ def clock(now: datetime, zone: str = "") -> str:
 
 def execute(problem: Problem, name: str, arguments: object) -> str:
     """What a tool answers within a problem; a wrong call gets a sentence that begins with "Error"."""
-    offered = {tool["function"]["name"] for tool in problem.tools}
+    offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in problem.tools}
     if name not in offered:
         return f"Error: there is no tool {name[:40]}"
-    wanted = {"calculator": {"expression"}, "clock": {"zone"}}.get(name, set())
-    if not isinstance(arguments, dict) or not set(arguments) <= wanted:
-        return f"Error: {name} takes {', '.join(wanted) or 'nothing'}"
+    known = offered[name]["properties"]
+    if not isinstance(arguments, dict) or not set(arguments) <= set(known):
+        return f"Error: {name} takes {', '.join(known)}"
     if not all(isinstance(value, str) for value in arguments.values()):
         return "Error: arguments are strings"
     if name == "calculator":
