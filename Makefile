@@ -44,7 +44,7 @@ FUZZ_EXAMPLES ?= 2000
 fuzz: setup  ## the readers of model files against damaged ones: FUZZ_EXAMPLES of each kind
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q tests/fuzz
 
-train-nano: setup  ## a small hybrid thinker, from nothing to its card: every stage of docs/training.md
+train-nano: setup  ## a small hybrid thinker, from nothing to its card: the stages of docs/training.md
 	$(BIN)/pip install -q -e '.[train]'
 	$(BIN)/python recipes/train_nano.py --preset mini
 
