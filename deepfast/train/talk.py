@@ -40,6 +40,26 @@ OUTSIDE: dict[Language, tuple[str, ...]] = {
         "Write a program about {thing}.",
         "Who invented {thing}?",
         "What do you think of {thing}?",
+        "Recommend a book about {thing}.",
+        "Which hotel in {place} is good?",
+        "Help me to write a letter about {thing}.",
+        "Write an email to a friend in {place}.",
+        "How do you say {thing} in Spanish?",
+        "What is the French word for '{thing}'?",
+        "How does {thing} work?",
+        "Should I buy {thing}?",
+        "What happened in {place} last year?",
+        "Who is the president of {place}?",
+        "How do I get to {place}?",
+        "Can you draw {thing}?",
+        "Write a Java class for {thing}.",
+        "Fix my program: it should print '{thing}'.",
+        "Sing me a song about {thing}.",
+        "Is {thing} good for my health?",
+        "Summarize the history of {place}.",
+        "Give me ten facts about {thing}.",
+        "I dreamed of {thing}. What does that mean?",
+        "Which team in {place} won yesterday?",
     ),
     "zh": (
         "{place}的首都是哪里？",
@@ -56,17 +76,42 @@ OUTSIDE: dict[Language, tuple[str, ...]] = {
         "{thing}用英语怎么说？",
         "是谁发明了{thing}？",
         "你觉得{thing}怎么样？",
+        "推荐一本关于{thing}的书。",
+        "{place}有什么好吃的？",
+        "帮我写一篇关于{thing}的文章。",
+        "帮我给{place}的朋友写一封邮件。",
+        "请把“{thing}”翻译成法语。",
+        "{thing}是怎么来的？",
+        "我该不该买{thing}？",
+        "去年{place}发生了什么事？",
+        "{place}的总统是谁？",
+        "怎样去{place}？",
+        "给我画一幅{thing}。",
+        "用Java写一个关于{thing}的程序。",
+        "唱一首关于{thing}的歌吧。",
+        "{thing}对身体好吗？",
+        "请说说{place}的历史。",
+        "我昨晚梦见了{thing}，这是什么意思？",
+        "我头疼，该吃什么药？",
+        "为什么{thing}这么贵？",
     ),
 }
 PLACES: dict[Language, tuple[str, ...]] = {
     "en": tuple(
-        "France Japan China Peru Egypt Spain Kenya India Norway Chile Berlin Paris London Rome".split()
+        "France Japan China Peru Egypt Spain Kenya India Norway Chile Berlin Paris London Rome "
+        "Brazil Canada Mexico Italy Greece Turkey Iran Cuba Ghana Nepal Vienna Madrid Tokyo Moscow".split()
     ),
-    "zh": tuple("法国 日本 中国 埃及 印度 英国 德国 北京 上海 巴黎 伦敦 柏林".split()),
+    "zh": tuple(
+        "法国 日本 中国 埃及 印度 英国 德国 北京 上海 巴黎 伦敦 柏林 "
+        "巴西 美国 加拿大 意大利 西班牙 希腊 广州 成都 西安 东京 纽约 罗马".split()
+    ),
 }
 _THINGS_EN = """music | rain | love | money | trees | the sky | the sea | the moon | the sun | a cat | a dog |
-    a house | bread | the internet | history | gravity | snow | tea | football | light | paper | water"""
-_THINGS_ZH = "音乐 雨 爱 钱 树 天空 大海 月亮 太阳 猫 狗 房子 面包 互联网 历史 雪 茶 足球 光 纸 水"
+    a house | bread | the internet | history | gravity | snow | tea | football | light | paper | water |
+    flowers | my brother | the earth | fish | coffee | time | dreams | school | cars | a king | the wind |
+    gold | sleep | fire | a computer | wine | birds | friendship | milk | the stars | clouds | sugar | a horse"""
+_THINGS_ZH = """音乐 雨 爱 钱 树 天空 大海 月亮 太阳 猫 狗 房子 面包 互联网 历史 雪 茶 足球 光 纸 水
+    花 春天 夏天 冬天 风 星星 山 河 牛奶 咖啡 电脑 手机 汽车 飞机 学校 老师 朋友 梦 时间 火 鸟 鱼 马 苹果"""
 THINGS: dict[Language, tuple[str, ...]] = {
     "en": tuple(text.strip() for text in _THINGS_EN.split("|")),
     "zh": tuple(_THINGS_ZH.split()),
