@@ -109,7 +109,7 @@ PLACES: dict[Language, tuple[str, ...]] = {
 _THINGS_EN = """music | rain | love | money | trees | the sky | the sea | the moon | the sun | a cat | a dog |
     a house | bread | the internet | history | gravity | snow | tea | football | light | paper | water |
     flowers | my brother | the earth | fish | coffee | time | dreams | school | cars | a king | the wind |
-    gold | sleep | fire | a computer | wine | birds | friendship | milk | the stars | clouds | sugar | a horse"""
+    gold | sleep | fire | a computer | wine | birds | friendship | milk | stars | clouds | sugar | a horse"""
 _THINGS_ZH = """音乐 雨 爱 钱 树 天空 大海 月亮 太阳 猫 狗 房子 面包 互联网 历史 雪 茶 足球 光 纸 水
     花 春天 夏天 冬天 风 星星 山 河 牛奶 咖啡 电脑 手机 汽车 飞机 学校 老师 朋友 梦 时间 火 鸟 鱼 马 苹果"""
 THINGS: dict[Language, tuple[str, ...]] = {
