@@ -128,11 +128,12 @@ SLOWEST_MORE = {
     **dict.fromkeys(("sum", "weekday"), 0.6),
     "decimals": 0.5,
     "sudoku": 0.5,
-    "product": 1.4,
+    "product": 1.6,
     **dict.fromkeys(("bases", "letters"), 1.0),
     **dict.fromkeys(("spelling", "path", "division"), 1.6),
     **dict.fromkeys(("countdown", "story", "sorting", "knights"), 1.8),
-    **dict.fromkeys(("dates", "backwards", "river"), 2.0),
+    **dict.fromkeys(("dates", "backwards"), 2.0),
+    "river": 2.6,
 }
 GENERAL = {**dict(ALL_TASKS), "tools": 3.0}
 
@@ -141,10 +142,10 @@ NANO = Preset(
     shape=Shape(1024, 192, 8, 6, 3, 32, 384),
     pretrain=Supervised(81_920_000, replace(PLAIN, tasks=SLOW_FIRST), 5e-3, 8192, 2048, 640, decay=0.72),
     # So small a model has not learned its tasks by now: its cold start goes on teaching them.
-    cold_start=Supervised(16_000_000, replace(COLD, tasks=SLOWEST_MORE), 2e-3, 8192, 2048, 640, decay=0.9),
+    cold_start=Supervised(18_000_000, replace(COLD, tasks=SLOWEST_MORE), 2e-3, 8192, 2048, 640, decay=0.9),
     reasoning=Reinforced(16, 16, 8, 1e-4, 512, HARD, pool=256),
     fusion=Supervised(
-        10_000_000, replace(FUSED, tasks=SLOWEST_MORE), 1e-3, 8192, 2048, 640, decay=0.8, samples=200
+        14_000_000, replace(FUSED, tasks=SLOWEST_MORE), 1e-3, 8192, 2048, 640, decay=0.8, samples=200
     ),
     general=Reinforced(24, 16, 8, 5e-5, 512, GENERAL),
     distill=Distilled(
