@@ -224,7 +224,7 @@ def test_results_stand_in_the_order_of_their_calls(client):
 
     def prompt(answers) -> dict[int, dict[str, Any]]:
         turns = [*QUESTION, {"role": "assistant", "tool_calls": calls}, *answers]
-        fields: dict[str, Any] = {"temperature": 0, "max_tokens": 30, "logprobs": True}
+        fields: dict[str, Any] = {"temperature": 0, "max_tokens": 30, "logprobs": True, "tool_choice": "none"}
         return as_joined(client.chat.completions.create(model="nano", messages=turns, tools=TOOLS, **fields))
 
     assert prompt(results) == prompt(results[::-1])
