@@ -173,7 +173,7 @@ MINI = Preset(
     ),
     general=Reinforced(6, 8, 8, 2e-5, 256, {**_MINI_TASKS, "tools": 1.0}),
     distill=Distilled(
-        answers=40,
+        answers=200,
         off_policy=Supervised(500_000, replace(FUSED, tasks=_MINI_TASKS), 3e-3, 4096, 1024, 320, decay=0.8),
         steps=10,
         prompts=16,
