@@ -219,8 +219,14 @@ def test_the_recipe_from_answers_to_checkpoint(tmp_path: Path, monkeypatch: pyte
     (stage.run / "answers.jsonl").write_text('{"documents":[]}\n' * 2)
     with pytest.raises(UsageError, match="there is nothing to learn"):
         run("off-policy")
+    asked["tasks"] = ["product"]
+    with pytest.raises(UsageError, match="begun with another tasks"):
+        run(None)
+    asked["tasks"] = ["sum"]
     (stage.run / "answers.jsonl").unlink()
     run(None)
+    both, first = stage.cost(), Stage(stage.run, "off_policy").cost()
+    assert both["steps"] == first["steps"] + 1 and both["seconds"] > first["seconds"] > 0
     assert len(answers.read_answers(stage.run / "answers.jsonl", 2)) == 4
     assert (stage.run / "off_policy/run/log.csv").exists()
     assert load(stage.directory).num_parameters() == 24_832 + 64 * SIZE
