@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(run: Run) -> None:
     """Does the parts that are not done yet."""
     preset, args, stage = run.preset, run.args, Stage(run.work, "distill")
-    tasks = known_tasks(args.tasks, dict.fromkeys((*preset.distill.off_policy.mixture.tasks, "tools")))
+    tasks = known_tasks(args.tasks, preset.tasks)
     if args.micro_batch < 1:
         raise UsageError(f"--micro-batch {args.micro_batch} is below 1. Give at least 1.")
     if already_made(stage):

@@ -65,8 +65,14 @@ def main(run: Run) -> None:
             _call(name, run, "--only", "answers")
         _call(name, run, processes=processes if name in SUPERVISED else 1)
     if args.count and args.until is None:
-        tasks = dict.fromkeys((*preset.fusion.mixture.tasks, "tools"))
-        card = ["--model", str(Stage(run.work, last).directory), "--stages", str(run.work), "--tasks", *tasks]
+        card = [
+            "--model",
+            str(Stage(run.work, last).directory),
+            "--stages",
+            str(run.work),
+            "--tasks",
+            *preset.tasks,
+        ]
         _command([str(RECIPES / "card.py"), *card, "--count", str(args.count), "--write"])
     print(f"{(time.monotonic() - began) / 60:.1f} minutes; the model is {Stage(run.work, last).directory}")
 

@@ -95,7 +95,9 @@ def test_no_two_problems_are_alike_and_there_may_be_fewer() -> None:
 
 
 def test_new_crossings_have_unseen_conflicts_and_names() -> None:
-    for problem in measure.held_out("river", 6, 0, only=river.is_new):
+    problems = measure.held_out("river", 6, 0, only=river.is_new)
+    assert len(problems) == 6
+    for problem in problems:
         conflicts, *names = problem.key.partition("|")[0].split(" ")
         assert conflicts.startswith("river:items.") and is_held_out(conflicts)
         assert any(is_held_out(f"river:{name}") for name in names)

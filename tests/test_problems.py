@@ -329,6 +329,7 @@ def test_the_command_shows_and_measures(language: Language, capsys: pytest.Captu
         (["--show", "-3"], "--show -3 is below 0"),
         (["river", "--show", "1", "--level", "9"], "river has no level 9"),
         (["sum", "--level", "2"], "--level chooses what --show N prints"),
+        (["sum", "--show", "1", "--count", "2"], "--count 2 is for the table"),
     ],
 )
 def test_the_command_refuses_in_one_line(

@@ -101,6 +101,10 @@ def test_tool_use_counts_calls_that_run_and_an_answer_that_rests_on_them():
     assert tooled(said, TOOLS.reply + END, results=[result]) == 1
     assert tooled(said, f"It is {rewards._values(result)[0]}.{END}", results=[result]) == 1
     assert tooled(said, "\\boxed{no}" + END, results=[result]) == pytest.approx(2 / 3)
+    assert tooled(said, "It is 22." + END, results=["22"]) == 1
+    for other in ("122", "22.5", "-22", "2", "22,000"):
+        assert tooled(said, f"It is {other}.{END}", results=["22"]) == pytest.approx(2 / 3), other
+    assert tooled(said, "It is 21." + END, results=["21", "22"]) == pytest.approx(2 / 3), "not the last"
     assert tooled(said, TOOLS.reply, results=[result]) == pytest.approx(2 / 3), "it never ended"
     assert tooled(said, TOOLS.reply + END, results=["Error: no"]) == pytest.approx(1 / 3)
     assert tooled(said.replace(name, "weather!"), TOOLS.reply + END, results=["22"]) == pytest.approx(1 / 3)

@@ -33,7 +33,7 @@ def percent(share: Sequence[int]) -> str:
 
 
 def pooled(rows: Sequence[Results], split: str, mode: str, hard: bool = False) -> Share:
-    """All tasks of a split together, or the hard ones. They have equally many problems: it is the mean."""
+    """All tasks of a split together, or the hard ones. It is the mean of those with equally many problems."""
     chosen = [row for row in rows if row["split"] == split and (not hard or row["task"] in HARD)]
     return Share(sum(row[mode][0] for row in chosen), sum(row[mode][1] for row in chosen))
 

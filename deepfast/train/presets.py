@@ -101,6 +101,11 @@ class Preset:
     compile: bool = False  # costs two minutes at the start of a stage
     workers: int = 0  # processes beside each trainer that write documents
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What its models are asked: the tasks of fusion, and tools, which fusion teaches too."""
+        return tuple(dict.fromkeys((*self.fusion.mixture.tasks, "tools")))
+
 
 ALL_TASKS = Mixture({"plain": 1.0}).tasks
 PLAIN = Mixture({"plain": 0.85, "direct": 0.15}, checks=False)

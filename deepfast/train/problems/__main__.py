@@ -43,10 +43,17 @@ def show(problem: Problem) -> str:
     return f"{text}<think>\n{problem.trace}\n</think>\n\n{problem.reply}\n"
 
 
+def show_some(args: argparse.Namespace) -> None:
+    rng = random.Random(args.seed or 0)
+    for name in args.tasks or TASKS:
+        for _ in range(args.show):
+            print(show(sample(name, rng, args.split or "train", args.level, args.language)))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m deepfast.train.problems", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="default: all")
-    parser.add_argument("--count", type=int, default=1000, help="problems per level to measure")
+    parser.add_argument("--count", type=int, help="problems per level to measure (default: 1000)")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print N problems per task instead")
     parser.add_argument("--split", choices=("train", "test", "ood"), help="default: train")
     parser.add_argument("--level", type=int)
@@ -56,16 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(args.tasks) - set(TASKS):
         parser.error(f"no task {sorted(unknown)[0]}; there are {', '.join(TASKS)}")
     for name, value, least in (("--count", args.count, 1), ("--show", args.show, 0)):
-        if value < least:
+        if value is not None and value < least:
             parser.error(f"{name} {value} is below {least}")
-    rng = random.Random(args.seed or 0)
     if args.show:
-        for name in args.tasks or TASKS:
-            for _ in range(args.show):
-                try:
-                    print(show(sample(name, rng, args.split or "train", args.level, args.language)))
-                except UsageError as error:  # a level that the task has not
-                    parser.error(str(error))
+        if args.count is not None:
+            parser.error(f"--count {args.count} is for the table; --show N says how many are printed")
+        try:
+            show_some(args)
+        except UsageError as error:  # a level that the task has not
+            parser.error(str(error))
         return
     if chosen := [name for name in ("split", "level", "language", "seed") if getattr(args, name) is not None]:
         parser.error(
@@ -75,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|---|")
     for name in args.tasks or TASKS:
         for level in (*TASKS[name].levels, TASKS[name].beyond):
-            print(row(name, level, args.count))
+            print(row(name, level, args.count or 1000))
 
 
 if __name__ == "__main__":

@@ -93,15 +93,17 @@ class Task:
 
 
 def is_held_out(key: str) -> bool:
-    """True for problems that training never sees: those with an atom that hashes to one value in sixteen."""
+    """True for problems that training never sees: those with an atom that is held out."""
     return any(is_atom_held_out(atom) for atom in atoms_of(key))
 
 
 def atoms_of(key: str) -> list[str]:
+    """What in a key must not be known from training."""
     return key.partition(":")[2].partition("|")[0].split(" ")
 
 
 def is_atom_held_out(atom: str) -> bool:
+    """True for one in sixteen, by SHA-256."""
     return hashlib.sha256(atom.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
